@@ -1,0 +1,95 @@
+"""The part of LHA-Net that a prediction needs, and nothing else.
+
+The final head reads the backbone, the PMSA hierarchy, the decoder's fusion and its classifier. A
+deep-supervision head `deep0`..`deep3` reads the hierarchy up to its own level only. Size
+predictions, routing and size-specific heads change no logit and are left out. The network is
+equal in meaning to `LHANet` in eval mode; batch norms are folded away.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lhanet_export.errors import RefusedInput
+from lhanet_export.inference.fold import folded
+from lhanet_export.model.backbone import LightweightBackbone
+from lhanet_export.model.network import LHANet
+from lhanet_export.model.pmsa import fuse_fine_to_coarse
+from lhanet_export.model.resize import resize_to_size
+
+HEADS = ("final", "deep0", "deep1", "deep2", "deep3")
+OUTPUTS = ("logits", "labels", "probabilities", "coarse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a graph computes: which head, and what of it.
+
+    `logits` (N,K,D,H,W), `probabilities` (their softmax), `labels` (N,D,H,W, uint8), or `coarse`:
+    the logits on the head's own grid, before the last resize.
+    """
+
+    head: str = "final"
+    output: str = "logits"
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise RefusedInput(f"there is no head '{self.head}'; heads: {', '.join(HEADS)}")
+        if self.output not in OUTPUTS:
+            raise RefusedInput(f"there is no output '{self.output}'; outputs: {', '.join(OUTPUTS)}")
+
+    @property
+    def levels(self) -> int:
+        """How many levels, counted from the finest, the head reads."""
+        return 4 if self.head == "final" else int(self.head.removeprefix("deep")) + 1
+
+
+class InferenceNetwork(nn.Module):
+    """Maps a volume (N,1,D,H,W) to what `target` names; shares its unfolded weights with `network`."""
+
+    def __init__(self, network: LHANet, target: Target) -> None:
+        super().__init__()
+        if target.output == "labels" and network.num_classes > 256:
+            raise RefusedInput(f"labels are uint8: {network.num_classes} classes do not fit; use --output logits")
+        self.target = target
+        levels = target.levels
+        hierarchy = network.hierarchical_pmsa
+        self.backbone = _first_levels(folded(network.backbone), levels)
+        self.pmsa = nn.ModuleList(folded(hierarchy.pmsa_modules[f"level_{level}"]) for level in range(levels))
+        self.cross_scale_fusion = nn.ModuleList(folded(fusion) for fusion in hierarchy.cross_scale_fusion[: levels - 1])
+        if target.head == "final":
+            self.feature_fusion = nn.ModuleList(folded(fusion) for fusion in network.decoder.feature_fusion)
+            self.classifier = network.decoder.final_classifier
+        else:
+            self.feature_fusion = None
+            self.classifier = network.deep_supervision_heads[levels - 1]
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = [pmsa(feature) for pmsa, feature in zip(self.pmsa, self.backbone(image)[1:], strict=True)]
+        features = fuse_fine_to_coarse(features, self.cross_scale_fusion, finer_first=True)
+        if self.feature_fusion is not None:
+            features = fuse_fine_to_coarse(features, self.feature_fusion, finer_first=False)
+        return self.finish(self.classifier(features[-1]), image.shape[-3:])
+
+    def finish(self, coarse: Tensor, size: Sequence[int]) -> Tensor:
+        """From the head's own grid to the output that the target names."""
+        if self.target.output == "coarse":
+            return coarse
+        logits = resize_to_size(coarse, size)
+        if self.target.output == "labels":
+            return logits.argmax(1).to(torch.uint8)
+        return logits.softmax(1) if self.target.output == "probabilities" else logits
+
+
+def _first_levels(backbone: nn.Module, levels: int) -> nn.Module:
+    """Drop what a (folded, own) copy of a backbone computes below the given number of levels."""
+    if isinstance(backbone, LightweightBackbone):
+        backbone.encoder_blocks = backbone.encoder_blocks[:levels]
+    else:
+        for stage in range(levels, backbone.stages):
+            delattr(backbone, f"layer{stage + 1}")
+        backbone.stages = levels
+    return backbone

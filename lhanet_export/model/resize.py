@@ -1,0 +1,71 @@
+"""Trilinear resize with one meaning on every device and runtime.
+
+For an axis of n samples resized by scale s the output has floor(n * s) samples, and output i
+reads the input at (i + 0.5) / s - 0.5, clamped to [0, n - 1]. Resized to m samples, output i
+reads at (i + 0.5) * n / m - 0.5, clamped likewise. If all three axes keep their size, the
+resize is the identity. This is what PyTorch's CUDA kernel computes for
+`interpolate(mode="trilinear", align_corners=False)` and therefore what LHA-Net was trained
+with (source: aten/src/ATen/native/cuda/UpSampleTrilinear3d.cu and UpSample.cuh). PyTorch's CPU
+kernel differs: it treats each single axis of unchanged size as the identity.
+
+Linear interpolation along an axis is a product with a matrix whose row i holds
+max(0, 1 - |source(i) - j|); a trilinear resize is three such products. Written so, no kernel's
+corner cases are left, gradients are deterministic, and a traced graph computes the matrices
+from the shape that it is run with.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def resize_by_scale(x: Tensor, scale: Fraction) -> Tensor:
+    """Resize the last three axes of `x` (N,C,D,H,W) by the factor `scale`; sides become floor(n * scale).
+
+    Floating dtypes only; the result has the dtype of `x`. A side that would become 0 raises ValueError.
+    """
+    sides = x.shape[-3:]
+    up, down = scale.numerator, scale.denominator
+    sizes = [side * up // down for side in sides]
+    keep = False
+    # Only scales between 1 and 1.5 can keep a side of two samples or more; with one sample every scale is the identity.
+    if 1 < scale < Fraction(3, 2):
+        keep = (sizes[0] == sides[0]) & (sizes[1] == sides[1]) & (sizes[2] == sides[2])
+    # One output step is down/up input samples, or exactly one (up/up) where all sides are kept.
+    return _resize(x, sizes, [(down + keep * (up - down), up)] * 3)
+
+
+def resize_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize the last three axes of `x` (N,C,D,H,W) to `size` (D,H,W), reading by the ratio of the sizes."""
+    return _resize(x, size, list(zip(x.shape[-3:], size, strict=True)))
+
+
+def _resize(x: Tensor, sizes: Sequence[int], steps: Sequence[tuple[int, int]]) -> Tensor:
+    depth, height, width = (
+        _interpolation_matrix(side, size, step, x.device).to(x.dtype)
+        for side, size, step in zip(x.shape[-3:], sizes, steps, strict=True)
+    )
+    x = torch.matmul(x, width.T)
+    x = torch.matmul(height, x)
+    batch, channels = x.shape[:2]
+    planes = x.reshape(batch, channels, x.shape[2], sizes[1] * sizes[2])
+    return torch.matmul(depth, planes).reshape(batch, channels, *sizes)
+
+
+def _interpolation_matrix(side: int, size: int, step: tuple[int, int], device: torch.device) -> Tensor:
+    """Matrix (size, side), float32: row i interpolates at ((2 i + 1) * num - den) / (2 den), step = num / den.
+
+    Always float32: at index 200 float16 has steps of 0.125. Numerators are whole and below 2**24
+    for every volume that fits a GPU, so the one division is the only rounding.
+    """
+    if not torch.jit.is_tracing() and size < 1:
+        raise ValueError(f"a side of {side} would be resized to {size}")
+    num, den = step
+    rows = torch.arange(size, device=device).to(torch.float32)
+    columns = torch.arange(side, device=device).to(torch.float32)
+    source = ((2 * rows + 1) * num - den) / (2 * den)
+    # The upper limit is read from the columns, so that it stays dynamic in a traced graph.
+    source = source.clamp(min=0).minimum(columns[-1])
+    return (1 - (source[:, None] - columns[None, :]).abs()).clamp(min=0)
