@@ -1,0 +1,59 @@
+"""What an application must know besides the engine: what the classes are called and how a scan becomes an input."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lhanet_export.errors import RefusedInput
+from lhanet_export.shapes import Shape
+
+#: The classes of AMOS22 in the order of its labels (https://amos22.grand-challenge.org).
+AMOS_LABELS = (
+    "background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach",
+    "aorta", "postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder",
+    "prostate/uterus",
+)  # fmt: skip
+
+
+def default_labels(num_classes: int) -> tuple[str, ...]:
+    """AMOS22's names for 16 classes; a checkpoint of another class count does not say what its classes are."""
+    if num_classes == len(AMOS_LABELS):
+        return AMOS_LABELS
+    return ("background", *(f"class {index}" for index in range(1, num_classes)))
+
+
+def read_labels(path: Path, num_classes: int) -> tuple[str, ...]:
+    """Class names from a text file, one a line, background first; as many as the network has classes."""
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedInput(f"cannot read class names from {path}: {error}") from error
+    if len(names) != num_classes or not all(name.strip() for name in names) or len(set(names)) != len(names):
+        raise RefusedInput(
+            f"{path} must hold {num_classes} different class names, one a line, background first; found {len(names)} lines"
+        )
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a CT volume in HU becomes the network's input; the defaults are the public configuration's.
+
+    Resample to `spacing_mm` (D,H,W), clip to `clip_hu`, subtract the mean of the clipped volume and
+    divide by its standard deviation. Windows of `patch` voxels overlap by `overlap` of their side
+    and are blended with a Gaussian of sigma = side / `blending_sigma_divisor`.
+    """
+
+    spacing_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
+    clip_hu: tuple[float, float] = (-200.0, 300.0)
+    normalization: str = "z-score"
+    #: The public loader feeds the array axes in the order of the NIfTI file, without reorienting.
+    orientation: str = "as stored"
+    patch: Shape = (48, 96, 96)
+    overlap: float = 0.5
+    blending: str = "gaussian"
+    blending_sigma_divisor: float = 4.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The same facts as JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -1,0 +1,119 @@
+"""Files that are either whole under their final name or not there.
+
+Everything is written to a temporary file beside its target and renamed: a reader sees the old file
+or the new one. When writing fails, the temporary file is removed and the old file stays.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lhanet_export.errors import EnvironmentLacks, RefusedInput
+
+#: A sidecar is a few kB; anything much larger is not one, and is not parsed.
+SIDECAR_LIMIT_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 22
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_output_path(path: Path, *inputs: Path) -> None:
+    """Refuse a target that cannot be written safely: a folder, a device, or one of the command's own inputs."""
+    if path.exists() and not path.is_file():
+        raise RefusedInput(f"{path} exists and is not a regular file; name another output")
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise RefusedInput(f"{path} is an input of this command; name another output")
+
+
+@contextmanager
+def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
+    """Temporary paths in the targets' folders, renamed to the targets in the given order when the block succeeds.
+
+    Name last what vouches for the rest (a manifest after its engine). If the block fails, no target
+    changes. Missing folders are made. A full disk or a read-only folder raises `EnvironmentLacks`.
+    """
+    temporary = tuple(target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets)
+    try:
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for path in temporary:
+            _flush(path)
+        for path, target in zip(temporary, targets, strict=True):
+            os.replace(path, target)
+        for folder in {target.parent for target in targets}:
+            _flush(folder)
+    except OSError as error:
+        raise EnvironmentLacks(f"cannot write {targets[0]}: {error.strerror or error}") from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the facts about an artifact lie: `model.engine` has `model.engine.json` beside it."""
+    return path.with_name(path.name + ".json")
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write facts as readable JSON; a NaN or an infinity is a fault of the caller (ValueError), never written."""
+    path.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that may be anything; `RefusedInput` says what is wrong with it."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(SIDECAR_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise RefusedInput(f"cannot read {path}: {error.strerror}") from error
+    if len(raw) > SIDECAR_LIMIT_BYTES:
+        raise RefusedInput(f"{path} is larger than {SIDECAR_LIMIT_BYTES} bytes; this is no manifest of this toolkit")
+    try:
+        facts = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:
+        raise RefusedInput(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise RefusedInput(f"{path} holds a JSON {type(facts).__name__}, not an object")
+    return facts
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' occurs twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is beyond the range of a double")
+    return value

@@ -1,0 +1,190 @@
+"""A strongly typed FP16 graph from an FP32 one.
+
+TensorRT 11 and TensorRT-RTX take precision from the graph: there are no precision flags any more.
+So the types are decided here, in the ONNX file, where they can be read and checked on any machine.
+
+Everything runs in FP16 but for a few islands, each with its reason:
+
+- What does not depend on the image: interpolation matrices follow from indices, and at index 200
+  FP16 has a step of 0.125. They are computed in FP32 and cast once, where they meet image data.
+- Means over voxels: a sum over a million voxels leaves FP16's range and precision.
+- What follows the classifier: the logits are FP32 and so few that resizing them costs nothing more.
+- Graph inputs and outputs, unless asked otherwise: applications hand over FP32 volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+HALF_MAX = float(np.finfo(np.float16).max)
+#: Below this magnitude FP16 has fewer than its 11 significant bits.
+HALF_SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightLoss:
+    """What one weight tensor loses in FP16: values out of range, and normal values that become subnormal or zero."""
+
+    name: str
+    overflowing: int
+    largest: float
+    subnormal: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp16Report:
+    """What the conversion did: nodes by type, the reason of each FP32 node, weights that suffer."""
+
+    half_nodes: int
+    float_nodes: dict[str, str] = field(repr=False)
+    weight_losses: tuple[WeightLoss, ...]
+
+    @property
+    def overflowing(self) -> tuple[WeightLoss, ...]:
+        """Weights with values beyond FP16's range: the graph computes infinities with them."""
+        return tuple(loss for loss in self.weight_losses if loss.overflowing)
+
+
+def convert_to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
+    """Turn an FP32 graph into a strongly typed FP16 one, in place.
+
+    `half_io` makes the volume (N,1,D,H,W) and floating outputs FP16 too. The result holds every weight
+    in one type only, unless an FP32 and an FP16 node share it.
+    """
+    ShapeInferencePass()(model)
+    graph = model.graph
+    image_nodes = _nodes_on_image_data(graph)
+    reasons = _reasons_for_float(graph, image_nodes)
+    caster = _Caster(graph)
+    half_nodes = 0
+    for node in list(graph):
+        if node not in image_nodes:
+            continue
+        target = FLOAT if node in reasons else HALF
+        half_nodes += target is HALF
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype in (FLOAT, HALF) and value.dtype is not target:
+                node.replace_input_with(index, caster.as_type(value, target))
+        for value in node.outputs:
+            if value.dtype is FLOAT:
+                value.dtype = target
+    _set_io_types(graph, HALF if half_io else FLOAT, caster)
+    graph.sort()
+    losses = tuple(loss for loss in caster.losses if loss.overflowing or loss.subnormal)
+    names = {node.name or "": reason for node, reason in reasons.items()}
+    return Fp16Report(half_nodes=half_nodes, float_nodes=names, weight_losses=losses)
+
+
+def _nodes_on_image_data(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that read image data; a shape is not image data, and nothing that is computed from shapes only."""
+    data = set(graph.inputs)
+    nodes = set()
+    for node in graph:
+        if node.op_type != "Shape" and any(value in data for value in node.inputs):
+            nodes.add(node)
+            data.update(node.outputs)
+    return nodes
+
+
+def _reasons_for_float(graph: ir.Graph, image_nodes: set[ir.Node]) -> dict[ir.Node, str]:
+    reasons: dict[ir.Node, str] = {}
+    classifier = [node for node in graph if node.op_type == "Conv"][-1]
+    after_classifier = set(classifier.outputs)
+    for node in graph:
+        if node not in image_nodes:
+            continue
+        if any(value in after_classifier for value in node.inputs):
+            after_classifier.update(node.outputs)
+            reasons[node] = "after the classifier: logits are FP32"
+        elif _is_mean_over_voxels(node):
+            reasons[node] = "mean over voxels: the sum leaves FP16's range"
+    return reasons
+
+
+def _is_mean_over_voxels(node: ir.Node) -> bool:
+    if node.op_type != "ReduceMean":
+        return False
+    axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    return axes is None or 1 not in axes.numpy().tolist()
+
+
+class _Caster:
+    """Hands out each value in the wanted type: initializers converted, other values through one shared Cast."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.losses: list[WeightLoss] = []
+
+    def as_type(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        key = (value, dtype)
+        if key not in self._made:
+            make: Callable[[ir.Value, ir.DataType], ir.Value] = (
+                self._half_initializer if value.is_initializer() else self._cast
+            )
+            self._made[key] = make(value, dtype)
+        return self._made[key]
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        suffix = "half" if dtype is HALF else "float"
+        node = ir.node("Cast", [value], attributes={"to": dtype.value}, name=f"{value.name}/to_{suffix}")
+        result = node.outputs[0]
+        result.name, result.dtype, result.shape = f"{value.name}_{suffix}", dtype, value.shape
+        producer = value.producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(producer, node)
+        return result
+
+    def _half_initializer(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        assert dtype is HALF and value.const_value is not None
+        name = f"{value.name}_half"
+        self.losses.append(_weight_loss(str(value.name), value.const_value.numpy()))
+        result = ir.Value(
+            name=name,
+            shape=value.shape,
+            type=ir.TensorType(HALF),
+            const_value=ir.LazyTensor(
+                lambda source=value.const_value: ir.tensor(_to_half(source.numpy()), name=name),
+                dtype=HALF,
+                shape=value.const_value.shape,
+                name=name,
+            ),
+        )
+        self._graph.register_initializer(result)
+        return result
+
+
+def _to_half(values: np.ndarray) -> np.ndarray:
+    # Overflow to infinity is reported by name (`WeightLoss`); numpy's warning would add nothing.
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
+
+
+def _weight_loss(name: str, values: np.ndarray) -> WeightLoss:
+    magnitude = np.abs(values)
+    return WeightLoss(
+        name=name,
+        overflowing=int(np.count_nonzero(magnitude > HALF_MAX)),
+        largest=float(magnitude.max(initial=0)),
+        subnormal=int(np.count_nonzero((magnitude < HALF_SMALLEST_NORMAL) & (magnitude > 0))),
+        size=values.size,
+    )
+
+
+def _set_io_types(graph: ir.Graph, dtype: ir.DataType, caster: _Caster) -> None:
+    """Give the volume and the floating outputs their type; integer outputs (labels) keep theirs."""
+    for value in graph.inputs:
+        if dtype is HALF and value.dtype is FLOAT:
+            raise NotImplementedError
+    for index, value in enumerate(graph.outputs):
+        if value.dtype in (FLOAT, HALF) and value.dtype is not dtype:
+            graph.outputs[index] = caster.as_type(value, dtype)
