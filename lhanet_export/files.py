@@ -1,13 +1,14 @@
 """Files that are either whole under their final name or not there.
 
-Everything is written to a temporary file beside its target and renamed: a reader sees the old file
-or the new one. When writing fails, the temporary file is removed and the old file stays.
+Everything is written into a temporary folder beside its target and renamed: a reader sees the old
+file or the new one. When writing fails, the temporary folder is removed and the old file stays.
 """
 
 import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from lhanet_export.errors import EnvironmentLacks, RefusedInput
 
 #: A sidecar is a few kB; anything much larger is not one, and is not parsed.
 SIDECAR_LIMIT_BYTES = 1 << 20
+#: Folders of this prefix hold files that are being written; after a crash they can be deleted.
+STAGING_PREFIX = ".lhanet-export-"
 _CHUNK_BYTES = 1 << 22
 
 
@@ -40,27 +43,42 @@ def check_output_path(path: Path, *inputs: Path) -> None:
 
 @contextmanager
 def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary paths in the targets' folders, renamed to the targets in the given order when the block succeeds.
+    """Paths of the same names in a temporary folder beside the targets, renamed into place when the block succeeds.
 
-    Name last what vouches for the rest (a manifest after its engine). If the block fails, no target
-    changes. Missing folders are made. A full disk or a read-only folder raises `EnvironmentLacks`.
+    All targets lie in one folder, which is made if it is missing. They are renamed in the given order:
+    name last what vouches for the rest (a manifest after its engine). If the block fails, no target
+    changes and the temporary folder is gone. A full disk or a read-only folder raises `EnvironmentLacks`.
     """
-    temporary = tuple(target.with_name(f".{target.name}.{os.getpid()}.part") for target in targets)
-    try:
+    folder = targets[0].parent
+    if any(target.parent != folder for target in targets):
+        raise ValueError(f"targets lie in different folders: {', '.join(map(str, targets))}")
+    with staging_folder(folder) as staging:
+        yield tuple(staging / target.name for target in targets)
         for target in targets:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for path in temporary:
-            _flush(path)
-        for path, target in zip(temporary, targets, strict=True):
-            os.replace(path, target)
-        for folder in {target.parent for target in targets}:
+            _publish(staging / target.name, target)
+
+
+@contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`; the files left in it are renamed into `folder` when the block succeeds.
+
+    JSON files come last, because they vouch for the others. If the block fails, nothing in `folder`
+    changes and the temporary folder is gone. A full disk or a read-only folder raises `EnvironmentLacks`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder) as staging:
+            yield Path(staging)
+            for path in sorted(Path(staging).iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
+                _publish(path, folder / path.name)
             _flush(folder)
     except OSError as error:
-        raise EnvironmentLacks(f"cannot write {targets[0]}: {error.strerror or error}") from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+        raise EnvironmentLacks(f"cannot write into {folder}: {error.strerror or error}") from error
+
+
+def _publish(path: Path, target: Path) -> None:
+    _flush(path)
+    os.replace(path, target)
 
 
 def _flush(path: Path) -> None:

@@ -55,6 +55,20 @@ class SpatialRange:
     def __contains__(self, shape: Shape) -> bool:
         return all(low <= side <= high for low, side, high in zip(self.min, shape, self.max, strict=True))
 
+    def within(self, other: SpatialRange) -> SpatialRange:
+        """This range as far as `other` goes; `RefusedInput` if they have no size in common."""
+
+        def clip(shape: Shape) -> Shape:
+            depth, height, width = (
+                min(max(side, low), high) for side, low, high in zip(shape, other.min, other.max, strict=True)
+            )
+            return depth, height, width
+
+        clipped = SpatialRange(clip(self.min), clip(self.opt), clip(self.max))
+        if clipped.min not in self and clipped.max not in self:
+            raise RefusedInput(f"ranges {self} and {other} have no size in common")
+        return clipped
+
     def check_network(self, smallest_side: int) -> None:
         """Refuse a range that holds sizes at which a level of the network would vanish."""
         if min(self.min) < smallest_side:

@@ -14,28 +14,37 @@ Everything runs in FP16 but for a few islands, each with its reason:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-HALF_MAX = float(np.finfo(np.float16).max)
+#: From here on FP16 rounds to infinity: half a step above its largest number, 65,504.
+HALF_OVERFLOW = 65520.0
 #: Below this magnitude FP16 has fewer than its 11 significant bits.
 HALF_SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
+#: The smallest number above 0.
+HALF_SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLoss:
-    """What one weight tensor loses in FP16: values out of range, and normal values that become subnormal or zero."""
+    """What one weight tensor loses in FP16.
+
+    Values out of range become infinite, values below the smallest normal number keep fewer than
+    11 significant bits, and those below half the smallest subnormal become 0 (counted apart).
+    """
 
     name: str
-    overflowing: int
-    largest: float
-    subnormal: int
     size: int
+    largest: float
+    overflowing: int
+    subnormal: int
+    vanishing: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,30 @@ class Fp16Report:
     half_nodes: int
     float_nodes: dict[str, str] = field(repr=False)
     weight_losses: tuple[WeightLoss, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The report as names and values for a reader; each tensor that loses much is named."""
+        rows = [("FP16 nodes", str(self.half_nodes))]
+        rows += [(f"{count} FP32 nodes", reason) for reason, count in Counter(self.float_nodes.values()).items()]
+        for loss in self.losing:
+            rows.append((loss.name, f"{loss.vanishing:,} of {loss.size:,} values become 0, {loss.subnormal:,} lose digits"))
+        rows.append(
+            ("weights losing digits", f"{len(self.weight_losses)} tensors, {len(self.losing)} of them in over 1 % of values")
+        )
+        return rows
+
+    def as_json(self) -> dict[str, Any]:
+        """The same facts as JSON values."""
+        return {
+            "half_nodes": self.half_nodes,
+            "float_nodes": self.float_nodes,
+            "weight_losses": [asdict(loss) for loss in self.weight_losses],
+        }
+
+    @property
+    def losing(self) -> tuple[WeightLoss, ...]:
+        """Weights of which more than one value in a hundred is lost in FP16's subnormals."""
+        return tuple(loss for loss in self.weight_losses if loss.subnormal + loss.vanishing > loss.size / 100)
 
     @property
     def overflowing(self) -> tuple[WeightLoss, ...]:
@@ -60,6 +93,9 @@ def convert_to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
     """
     ShapeInferencePass()(model)
     graph = model.graph
+    if half_io:
+        for value in graph.inputs:
+            value.dtype = HALF
     image_nodes = _nodes_on_image_data(graph)
     reasons = _reasons_for_float(graph, image_nodes)
     caster = _Caster(graph)
@@ -75,9 +111,9 @@ def convert_to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
         for value in node.outputs:
             if value.dtype is FLOAT:
                 value.dtype = target
-    _set_io_types(graph, HALF if half_io else FLOAT, caster)
-    graph.sort()
-    losses = tuple(loss for loss in caster.losses if loss.overflowing or loss.subnormal)
+    _set_output_types(graph, HALF if half_io else FLOAT)
+    RemoveUnusedNodesPass()(model)
+    losses = tuple(loss for loss in caster.losses if loss.overflowing or loss.subnormal or loss.vanishing)
     names = {node.name or "": reason for node, reason in reasons.items()}
     return Fp16Report(half_nodes=half_nodes, float_nodes=names, weight_losses=losses)
 
@@ -126,10 +162,7 @@ class _Caster:
     def as_type(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         key = (value, dtype)
         if key not in self._made:
-            make: Callable[[ir.Value, ir.DataType], ir.Value] = (
-                self._half_initializer if value.is_initializer() else self._cast
-            )
-            self._made[key] = make(value, dtype)
+            self._made[key] = self._half_initializer(value) if value.is_initializer() else self._cast(value, dtype)
         return self._made[key]
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -144,8 +177,9 @@ class _Caster:
             self._graph.insert_after(producer, node)
         return result
 
-    def _half_initializer(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        assert dtype is HALF and value.const_value is not None
+    def _half_initializer(self, value: ir.Value) -> ir.Value:
+        # Weights of the FP32 graph are FP32, so HALF is all that can be asked for.
+        assert value.const_value is not None
         name = f"{value.name}_half"
         self.losses.append(_weight_loss(str(value.name), value.const_value.numpy()))
         result = ir.Value(
@@ -171,20 +205,26 @@ def _to_half(values: np.ndarray) -> np.ndarray:
 
 def _weight_loss(name: str, values: np.ndarray) -> WeightLoss:
     magnitude = np.abs(values)
+    vanishing = np.count_nonzero((magnitude <= HALF_SMALLEST / 2) & (magnitude > 0))
     return WeightLoss(
         name=name,
-        overflowing=int(np.count_nonzero(magnitude > HALF_MAX)),
-        largest=float(magnitude.max(initial=0)),
-        subnormal=int(np.count_nonzero((magnitude < HALF_SMALLEST_NORMAL) & (magnitude > 0))),
         size=values.size,
+        largest=float(magnitude.max(initial=0)),
+        overflowing=int(np.count_nonzero(magnitude >= HALF_OVERFLOW)),
+        subnormal=int(np.count_nonzero((magnitude < HALF_SMALLEST_NORMAL) & (magnitude > 0)) - vanishing),
+        vanishing=int(vanishing),
     )
 
 
-def _set_io_types(graph: ir.Graph, dtype: ir.DataType, caster: _Caster) -> None:
-    """Give the volume and the floating outputs their type; integer outputs (labels) keep theirs."""
-    for value in graph.inputs:
-        if dtype is HALF and value.dtype is FLOAT:
-            raise NotImplementedError
+def _set_output_types(graph: ir.Graph, dtype: ir.DataType) -> None:
+    """Give the floating outputs their type under their own names; integer outputs (labels) keep theirs."""
     for index, value in enumerate(graph.outputs):
-        if value.dtype in (FLOAT, HALF) and value.dtype is not dtype:
-            graph.outputs[index] = caster.as_type(value, dtype)
+        producer = value.producer()
+        if value.dtype not in (FLOAT, HALF) or value.dtype is dtype or producer is None:
+            continue
+        cast = ir.node("Cast", [value], attributes={"to": dtype.value}, name=f"{value.name}/output")
+        result = cast.outputs[0]
+        result.name, result.dtype, result.shape = value.name, dtype, value.shape
+        value.name = f"{value.name}_unconverted"
+        graph.insert_after(producer, cast)
+        graph.outputs[index] = result

@@ -1,0 +1,1 @@
+"""Build recipes, one YAML file a GPU; installed as the package `lhanet_export.recipes`."""

@@ -1,0 +1,76 @@
+"""`lhanet-export deploy`: a checkpoint becomes a proven engine in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lhanet_export.cli.options import (
+    backend_option,
+    checkpoint_argument,
+    command,
+    gpu_option,
+    json_option,
+    precision_option,
+    spatial_option,
+    target_option,
+)
+from lhanet_export.cli.report import engine_rows, show_verification
+from lhanet_export.cli.show import Show
+from lhanet_export.shapes import SpatialRange
+
+if TYPE_CHECKING:
+    from lhanet_export.deploy import Deployment
+
+
+@command("deploy")
+@checkpoint_argument
+@target_option("Folder for the ONNX files, the engine and its manifest.", folder=True)
+@gpu_option
+@backend_option
+@precision_option("fp16")
+@spatial_option("By default what the recipe of the card says.")
+@click.option(
+    "--labels", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Class names, one a line, background first.",
+)  # fmt: skip
+@json_option
+def deploy(
+    checkpoint: str, target: Path, gpu: str, backend: str, precision: str, spatial: SpatialRange | None,
+    labels: Path | None, show: Show,
+) -> None:  # fmt: skip
+    """Make an engine for a card out of CHECKPOINT, and prove that it is the network that was trained.
+
+    CHECKPOINT is a file, or preset:NAME (lightweight, standard, high_capacity) for weights by rule.
+    Every graph on the way is compared with the eager network; if one differs, nothing is written
+    and the exit code is 2. The engine itself is compared too where its GPU is at hand.
+    """
+    from lhanet_export.deploy import DeployFailed
+    from lhanet_export.deploy import deploy as run
+    from lhanet_export.engine.recipes import recipe_named
+
+    try:
+        result = run(
+            checkpoint, target, recipe=recipe_named(gpu), backend=backend, precision=precision, spatial=spatial,
+            labels_file=labels, progress=show.progress,
+        )  # fmt: skip
+    except DeployFailed as failure:
+        for kind, verification in failure.verifications.items():
+            show_verification(show, kind, verification)
+        show.facts({"passed": False, "verifications": {k: v.as_json() for k, v in failure.verifications.items()}})
+        raise
+    _say(result, show)
+
+
+def _say(result: Deployment, show: Show) -> None:
+    for kind, verification in result.verifications.items():
+        show_verification(show, "the engine" if kind == "engine" else f"the {kind} graph", verification)
+    if result.fp16:
+        show.table("FP16", result.fp16.rows())
+    manifest = result.manifest.as_json()
+    show.table(f"engine {result.engine}", engine_rows(manifest))
+    if "engine" not in result.verifications:
+        show.line(f"The engine itself: {manifest['verification']['engine']}. Its graph was compared above.")
+    show.facts({"passed": True, **result.as_json()})

@@ -1,0 +1,193 @@
+"""Options that several commands share, and the types of their values.
+
+Imports no stage of the toolkit: a command's `--help` is as light as the list of commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lhanet_export.cli.show import STDOUT, Show
+from lhanet_export.errors import RefusedInput
+from lhanet_export.files import check_output_path
+from lhanet_export.shapes import Shape, SpatialRange, parse_shape
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+PRECISIONS = ("fp32", "fp16")
+BACKENDS = ("tensorrt-rtx", "tensorrt")
+#: As `lhanet_export.inference.network` has them, which takes torch to import; a test holds the two together.
+OUTPUTS = ("logits", "labels", "probabilities", "coarse")
+HEADS = ("final", "deep0", "deep1", "deep2", "deep3")
+
+
+class OutputPath(click.Path):
+    """A file or folder that the command writes; `-o` and `--json` have this type."""
+
+    def __init__(self, *, folder: bool = False) -> None:
+        super().__init__(file_okay=not folder, dir_okay=folder, path_type=Path)
+        self.folder = folder
+
+
+class ShapeType(click.ParamType):
+    """A volume size as `64x128x128`."""
+
+    name = "DxHxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shape:
+        try:
+            return parse_shape(value) if isinstance(value, str) else value
+        except RefusedInput as error:
+            self.fail(str(error), param, ctx)
+
+
+class SpatialType(click.ParamType):
+    """A range of volume sizes as `MIN:OPT:MAX`."""
+
+    name = "MIN:OPT:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SpatialRange:
+        try:
+            return SpatialRange.parse(value) if isinstance(value, str) else value
+        except RefusedInput as error:
+            self.fail(str(error), param, ctx)
+
+
+class BatchType(click.ParamType):
+    """A batch size; `dynamic` becomes None."""
+
+    name = "N|dynamic"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "dynamic":
+            return None
+        if not (str(value).isascii() and str(value).isdigit() and 1 <= int(value) <= 1024):
+            self.fail(f"'{value}' is not a batch size; write 1 to 1024, or 'dynamic'", param, ctx)
+        return int(value)
+
+
+class Command(click.Command):
+    """A command that never writes over its own inputs, nor two results into one file."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _check_paths(self, ctx)
+        return super().invoke(ctx)
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], Command]:
+    """Decorator of every command: `@command("onnx")`."""
+    return click.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def checkpoint_argument(function: F) -> F:
+    """`CHECKPOINT` as `checkpoint: str`: a file, or a name such as `preset:lightweight`."""
+    return click.argument("checkpoint", metavar="CHECKPOINT")(function)
+
+
+def checkpoint_option(function: F) -> F:
+    """`--checkpoint C` as `checkpoint: str`, required."""
+    text = "What the model was made from: a file, or preset:NAME."
+    return click.option("--checkpoint", required=True, metavar="CHECKPOINT", help=text)(function)
+
+
+def file_argument(name: str) -> Decorator[Any]:
+    """An existing regular file as `name: Path`."""
+    return click.argument(name, metavar=name.upper(), type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+def target_option(what: str, *, folder: bool = False) -> Decorator[Any]:
+    """`-o PATH` as `target: Path`, required; `what` is its help."""
+    metavar = "DIR" if folder else "PATH"
+    return click.option("-o", "target", required=True, type=OutputPath(folder=folder), metavar=metavar, help=what)
+
+
+def json_option(function: F) -> F:
+    """`--json FILE` as `show: Show`, through which the command says everything."""
+    return click.option(
+        "--json", "show", type=OutputPath(), metavar="FILE", callback=lambda ctx, param, value: Show(value),
+        help="Also write the result as JSON; '-' for stdout.",
+    )(function)  # fmt: skip
+
+
+def spatial_option(text: str) -> Decorator[Any]:
+    """`--spatial MIN:OPT:MAX` as `spatial: SpatialRange | None`; `text` says what holds without it."""
+    help_text = f"Volume sizes to serve, each as DxHxW in voxels, e.g. 48x64x64:64x128x128:96x192x192. {text}"
+    return click.option("--spatial", type=SpatialType(), metavar="MIN:OPT:MAX", help=help_text)
+
+
+def shape_option(text: str) -> Decorator[Any]:
+    """`--shape DxHxW`, any number of times, as `shapes: tuple[Shape, ...]`; `text` says what holds without it."""
+    help_text = f"A volume size in voxels, e.g. 64x128x128; may be given several times. {text}"
+    return click.option("--shape", "shapes", multiple=True, type=ShapeType(), metavar="DxHxW", help=help_text)
+
+
+def precision_option(default: str) -> Decorator[Any]:
+    """`--precision fp32|fp16` as `precision: str`."""
+    return click.option(
+        "--precision", type=click.Choice(PRECISIONS), default=default, show_default=True,
+        help="Number format of the network's arithmetic.",
+    )  # fmt: skip
+
+
+def gpu_option(function: F) -> F:
+    """`--gpu NAME` as `gpu: str`: the name of a recipe in `engines/`, or the path of another one."""
+    return click.option(
+        "--gpu", default="rtx3060", show_default=True, metavar="NAME",
+        help="The card that the engine is for: the name of a recipe in engines/, or a recipe file of your own.",
+    )(function)  # fmt: skip
+
+
+def backend_option(function: F) -> F:
+    """`--backend tensorrt-rtx|tensorrt` as `backend: str`."""
+    return click.option(
+        "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True,
+        help="tensorrt-rtx builds without a GPU; tensorrt builds on the GPU that is there.",
+    )(function)  # fmt: skip
+
+
+def graph_options(function: F) -> F:
+    """What a graph computes: `output`, `head`: str; `batch`: int or None (dynamic); `half_io`: bool; `labels`: Path."""
+    for option in reversed((
+        click.option(
+            "--output", type=click.Choice(OUTPUTS), default="logits", show_default=True,
+            help="What the graph gives: coarse are the logits before their last resize.",
+        ),
+        click.option(
+            "--head", type=click.Choice(HEADS), default="final", show_default=True,
+            help="The final head, or a deep-supervision head; deep0 is the finest.",
+        ),
+        click.option(
+            "--batch", type=BatchType(), default=1, show_default=True, metavar="N|dynamic", help="Volumes in one call."
+        ),
+        click.option("--half-io", is_flag=True, help="With fp16: take and give FP16 numbers, too."),
+        click.option(
+            "--labels", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+            help="Class names, one a line, background first.",
+        ),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def _check_paths(command: click.Command, ctx: click.Context) -> None:
+    """Refuse a command line in which a file to be written is also read, or written twice."""
+    written, read = [], []
+    for param in command.params:
+        value = ctx.params.get(param.name or "")
+        value = value.json_target if isinstance(value, Show) else value
+        if isinstance(param.type, OutputPath):
+            if value is not None and value != STDOUT and not param.type.folder:
+                written.append(value)
+        elif isinstance(value, Path) or (param.name == "checkpoint" and isinstance(value, str)):
+            read.append(Path(value))
+    for path in written:
+        check_output_path(path, *read)
+    for one, other in combinations(written, 2):
+        if one.absolute() == other.absolute():
+            raise RefusedInput(f"{one} is named for two results of this command; name another file")

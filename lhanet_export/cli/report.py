@@ -1,0 +1,61 @@
+"""How verifications and engines look in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lhanet_export.cli.show import Show, format_bytes
+from lhanet_export.shapes import format_shape
+
+if TYPE_CHECKING:
+    from lhanet_export.verify.gate import Verification
+
+_COLUMNS = ("size", "volume", "relative L2", "max abs", "labels equal", "worst Dice", "NaN/Inf", "verdict")
+
+
+def show_verification(show: Show, title: str, verification: Verification) -> None:
+    """A row a case, the tolerances, and what the reference's own outputs are worth."""
+    rows = []
+    for case in verification.differences:
+        failed = any(f"at {format_shape(case.shape)} ({case.kind})" in failure for failure in verification.failures)
+        rows.append((
+            format_shape(case.shape), case.kind, _number(case.relative_l2), _number(case.max_abs),
+            f"{case.label_agreement:.4%}", f"{min(case.dice.values()):.4f}", str(case.nonfinite),
+            "failed" if failed else "passed",
+        ))  # fmt: skip
+    allowed = verification.tolerance
+    rows.append((
+        "allowed", "", f"{allowed.relative_l2:.0e}", f"{allowed.absolute:.0e} + {allowed.relative:.0e} peak",
+        f"{allowed.label_agreement:.2%}", "", "0", "passed" if verification.passed else "failed",
+    ))  # fmt: skip
+    show.table(f"{title} against the eager network ({verification.runner})", rows, _COLUMNS)
+    show.line(
+        f"What the comparison is worth: {verification.logit_dependence:.0%} of the logits' norm depends on the volume, "
+        f"and {verification.label_variety:.0%} of the voxels do not have the most frequent label."
+    )
+    for failure in verification.failures:
+        show.line(f"failed: {failure}")
+
+
+def engine_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """What an engine is, as names and values; memory as the builder planned it, which is not a measurement."""
+    engine, memory = manifest["engine"], manifest["engine"]["device_memory"]
+    total = memory["weights_bytes"] + memory["activation_bytes"]
+    profiles = [
+        ":".join("x".join(map(str, profile[key])) for key in ("min", "opt", "max")) for profile in engine["profiles"]
+    ]
+    return [
+        ("backend", f"{engine['backend']} {engine['backend_version']}"),
+        ("for compute capability", ", ".join(engine["compute_capabilities"])),
+        ("precision", engine["precision"]),
+        ("sizes", "; ".join(profiles)),
+        ("file", format_bytes(engine["bytes"])),
+        ("planned by the builder: weights", format_bytes(memory["weights_bytes"])),
+        ("planned by the builder: activations", format_bytes(memory["activation_bytes"])),
+        ("planned by the builder: together", format_bytes(total)),
+        ("built in", f"{manifest['build']['seconds']:.0f} s"),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"

@@ -1,0 +1,63 @@
+"""`lhanet-export trt`: an ONNX file becomes an engine with its manifest."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from lhanet_export.cli.options import (
+    backend_option,
+    command,
+    file_argument,
+    gpu_option,
+    json_option,
+    spatial_option,
+    target_option,
+)
+from lhanet_export.cli.report import engine_rows
+from lhanet_export.cli.show import Show
+from lhanet_export.shapes import SpatialRange
+
+
+@command("trt")
+@file_argument("model")
+@target_option("The engine; its manifest is written beside it.")
+@click.option("--fp16", is_flag=True, help="Convert an FP32 graph to FP16 first, as onnx --precision fp16 does.")
+@gpu_option
+@backend_option
+@spatial_option("By default the sizes of the card's recipe, as far as the graph serves them.")
+@json_option
+def trt(
+    model: Path, target: Path, fp16: bool, gpu: str, backend: str, spatial: SpatialRange | None, show: Show
+) -> None:
+    """Build an engine from MODEL, an ONNX file of this toolkit.
+
+    The backend tensorrt-rtx builds on any machine, tensorrt on a machine with the GPU. Precision is
+    the graph's. The engine is not compared with the network here; that is what `verify` (on the
+    GPU) and `deploy` (also its graphs) do.
+    """
+    from lhanet_export.engine.build import engine_from_onnx
+    from lhanet_export.engine.manifest import manifest_of, publish_engine
+    from lhanet_export.engine.plan import plan_engine
+    from lhanet_export.engine.recipes import recipe_named
+    from lhanet_export.export.artifact import read_onnx
+    from lhanet_export.precision.convert import fp16_from_fp32
+
+    recipe = recipe_named(gpu)
+    artifact = read_onnx(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".lhanet-export-") as name:
+        folder, report = Path(name), None
+        if fp16 and artifact.precision == "fp32":
+            show.line(f"{model} is an FP32 graph: converting it to FP16 first")
+            artifact, report = fp16_from_fp32(artifact, folder / "fp16.onnx", progress=show.progress)
+        plan = plan_engine(artifact.path, artifact.as_json(), recipe=recipe, backend=backend, spatial=spatial)
+        built = engine_from_onnx(plan, folder, progress=show.progress)
+        manifest = manifest_of(plan, built, artifact.as_json(), verification={"engine": "not compared yet"})
+        publish_engine(built.path, manifest, target)
+    if report is not None:
+        show.table("FP16", report.rows())
+    show.table(f"engine {target}", engine_rows(manifest.as_json()))
+    show.facts({"engine_file": str(target), **manifest.as_json()})

@@ -1,0 +1,59 @@
+"""The README's commands exist with the options it shows, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from lhanet_export.cli.main import COMMANDS, commands
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+LINES = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+OURS = [line for line in LINES if line.startswith("lhanet-export ")]
+
+
+def test_the_first_two_commands_set_up_and_test() -> None:
+    assert LINES[:2] == ["scripts/quickstart", "scripts/test"]
+    for line in LINES[:2]:
+        assert (REPOSITORY / line).stat().st_mode & 0o111, f"{line} is not executable"
+
+
+def test_every_command_is_shown() -> None:
+    assert {shlex.split(line)[1] for line in OURS} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_commands_are_known_with_their_options(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *arguments = shlex.split(line)[1:]
+    assert name in COMMANDS
+    context = click.Context(commands)
+    command = commands.get_command(context, name)
+    assert command is not None
+    for param in command.params:
+        # The files that the README names belong to its reader; whether they exist is not the question here.
+        if isinstance(param.type, click.Path):
+            monkeypatch.setattr(param, "type", click.STRING)
+    # Raises click.UsageError for an unknown option, a bad value or a missing argument.
+    command.make_context(name, list(arguments), parent=context)
+
+
+def test_relative_links_resolve() -> None:
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (REPOSITORY / link).exists(), link
+
+
+def test_every_part_of_the_package_is_named() -> None:
+    parts = {path.parent.name for path in (REPOSITORY / "lhanet_export").glob("*/__init__.py")}
+    assert {part for part in parts if f"| `{part}/` |" not in README} == set()
