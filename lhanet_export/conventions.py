@@ -30,7 +30,8 @@ def read_labels(path: Path, num_classes: int) -> tuple[str, ...]:
         raise RefusedInput(f"cannot read class names from {path}: {error}") from error
     if len(names) != num_classes or not all(name.strip() for name in names) or len(set(names)) != len(names):
         raise RefusedInput(
-            f"{path} must hold {num_classes} different class names, one a line, background first; found {len(names)} lines"
+            f"{path} must hold {num_classes} different class names, one a line, background first; "
+            f"found {len(names)} lines"
         )
     return names
 

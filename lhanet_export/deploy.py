@@ -22,13 +22,12 @@ from lhanet_export.export.onnx_from_network import ExportOptions, default_range,
 from lhanet_export.files import staging_folder
 from lhanet_export.inference.network import Target
 from lhanet_export.model.checkpoint import CheckpointIdentity, open_checkpoint
-from lhanet_export.model.network import LHANet
 from lhanet_export.precision.convert import fp16_from_fp32
 from lhanet_export.precision.fp16 import Fp16Report
 from lhanet_export.progress import SILENT, Progress
-from lhanet_export.runners.eager import EagerRunner
+from lhanet_export.runners.base import Runner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
-from lhanet_export.runners.opening import runner_here
+from lhanet_export.runners.opening import engine_runner_here, reference_runner
 from lhanet_export.shapes import SpatialRange
 from lhanet_export.verify.gate import TOLERANCES, Reference, Verification, reference_for, verify
 from lhanet_export.verify.inputs import cases_for, shapes_in
@@ -39,9 +38,8 @@ ENGINE_NOT_RUN = "not run: this machine has no GPU that the engine is for"
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """What was made: the files by kind, each comparison by the graph it was made on, and the engine's manifest."""
+    """What was made: ONNX files by precision, comparisons by what was compared, the engine and its manifest."""
 
-    folder: Path
     checkpoint: CheckpointIdentity
     artifacts: dict[str, OnnxArtifact]
     engine: Path
@@ -77,12 +75,13 @@ def deploy(
     precision: str = "fp16",
     spatial: SpatialRange | None = None,
     labels_file: Path | None = None,
+    seed: int = 0,
     progress: Progress = SILENT,
 ) -> Deployment:
     """Make ONNX files, engine and manifest of a checkpoint in `folder`, each compared with the eager network.
 
-    Without `spatial` the engine serves the recipe's sizes. `DeployFailed` when a comparison fails; then,
-    as after any other error, nothing in `folder` has changed.
+    Without `spatial` the engine serves the recipe's sizes. `seed` chooses the volumes to compare on.
+    `DeployFailed` when a comparison fails; then, as after any other error, nothing in `folder` has changed.
     """
     with progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
@@ -92,68 +91,59 @@ def deploy(
     with staging_folder(folder) as staging:
         options = ExportOptions(target=Target(), spatial=sizes, labels=labels)
         artifact = onnx_from_network(network, identity.as_json(), staging / "lhanet.fp32.onnx", options, progress)
-        reference = _reference(network, sizes, progress)
+        reference = reference_for(reference_runner(network, Target()), cases_for(shapes_in(sizes), seed=seed), progress)
         # The comparisons and the build need the memory that the eager network holds.
         del network
-        artifacts, verifications = {"fp32": artifact}, {}
-        verifications["fp32"] = _passed("fp32", artifact, reference, verifications, progress)
-        report = None
+        artifacts, report = {"fp32": artifact}, None
+        proof = _Proof(reference, progress)
+        proof.require("fp32", OnnxRuntimeRunner(artifact), "fp32")
         if precision == "fp16":
             artifact, report = fp16_from_fp32(artifact, staging / "lhanet.fp16.onnx", progress=progress)
             artifacts["fp16"] = artifact
-            verifications["fp16"] = _passed("fp16", artifact, reference, verifications, progress)
+            proof.require("fp16", OnnxRuntimeRunner(artifact), "fp16")
         engine = staging / f"lhanet.{precision}.{recipe.name}.engine"
         plan = plan_engine(artifact.path, artifact.as_json(), recipe=recipe, backend=backend, spatial=sizes)
-        manifest = _engine(plan, artifact, engine, reference, verifications, progress)
+        manifest = _build(plan, artifact, engine, proof)
     return Deployment(
-        folder=folder,
         checkpoint=identity,
         artifacts={kind: replace(one, path=folder / one.path.name) for kind, one in artifacts.items()},
         engine=folder / engine.name,
         manifest=manifest,
-        verifications=verifications,
+        verifications=proof.verifications,
         fp16=report,
     )
 
 
-def _reference(network: LHANet, sizes: SpatialRange, progress: Progress) -> Reference:
-    return reference_for(EagerRunner(network), cases_for(shapes_in(sizes)), progress)
+class _Proof:
+    """The comparisons of one deployment with one reference, by what was compared."""
+
+    def __init__(self, reference: Reference, progress: Progress) -> None:
+        self.verifications: dict[str, Verification] = {}
+        self.progress = progress
+        self._reference = reference
+
+    def require(self, what: str, runner: Runner, precision: str) -> None:
+        """Compare, keep the result, and raise `DeployFailed` unless it passed."""
+        result = verify(runner, self._reference, TOLERANCES[precision], progress=self.progress)
+        self.verifications[what] = result
+        if not result.passed:
+            reasons = "; ".join(result.failures)
+            raise DeployFailed(f"{what} did not pass, so nothing was written: {reasons}", self.verifications)
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest's `verification` object."""
+        return {"engine": ENGINE_NOT_RUN, **{what: result.as_json() for what, result in self.verifications.items()}}
 
 
-def _passed(
-    kind: str, artifact: OnnxArtifact, reference: Reference, before: dict[str, Verification], progress: Progress
-) -> Verification:
-    """Compare one graph; `DeployFailed` unless it passes."""
-    verification = verify(OnnxRuntimeRunner(artifact), reference, TOLERANCES[kind], progress=progress)
-    _check(f"the {kind} graph", {**before, kind: verification}, verification)
-    return verification
-
-
-def _check(what: str, verifications: dict[str, Verification], last: Verification) -> None:
-    if not last.passed:
-        raise DeployFailed(f"{what} did not pass, so nothing was written: {'; '.join(last.failures)}", verifications)
-
-
-def _engine(
-    plan: EnginePlan,
-    artifact: OnnxArtifact,
-    target: Path,
-    reference: Reference,
-    verifications: dict[str, Verification],
-    progress: Progress,
-) -> Manifest:
-    """Build, compare where the GPU is, and put engine and manifest beside the graphs."""
-    proof: dict[str, Any] = {f"onnx_{kind}": one.as_json() for kind, one in verifications.items()}
-    proof["engine"] = ENGINE_NOT_RUN
+def _build(plan: EnginePlan, artifact: OnnxArtifact, target: Path, proof: _Proof) -> Manifest:
+    """Build the engine, compare it where its GPU is, and put it with its manifest at `target`."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = engine_from_onnx(plan, Path(folder), progress=progress)
-        manifest = manifest_of(plan, built, artifact.as_json(), verification=proof)
+        built = engine_from_onnx(plan, Path(folder), progress=proof.progress)
+        manifest = manifest_of(plan, built, artifact.as_json(), verification=proof.as_json())
         publish_engine(built.path, manifest, target)
-    runner = runner_here(target)
+    runner = engine_runner_here(target)
     if runner is not None:
-        verifications["engine"] = verify(runner, reference, TOLERANCES[plan.precision], progress=progress)
-        _check("the engine", verifications, verifications["engine"])
-        manifest = replace(manifest, verification={**proof, "engine": verifications["engine"].as_json()})
+        proof.require("engine", runner, plan.precision)
+        manifest = replace(manifest, verification=proof.as_json())
         publish_engine(target, manifest, target)
     return manifest
-

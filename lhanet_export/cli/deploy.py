@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from lhanet_export.cli.options import (
     backend_option,
     checkpoint_argument,
     command,
     gpu_option,
     json_option,
+    labels_option,
     precision_option,
+    seed_option,
     spatial_option,
     target_option,
 )
@@ -32,14 +32,12 @@ if TYPE_CHECKING:
 @backend_option
 @precision_option("fp16")
 @spatial_option("By default what the recipe of the card says.")
-@click.option(
-    "--labels", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="Class names, one a line, background first.",
-)  # fmt: skip
+@labels_option
+@seed_option
 @json_option
 def deploy(
     checkpoint: str, target: Path, gpu: str, backend: str, precision: str, spatial: SpatialRange | None,
-    labels: Path | None, show: Show,
+    labels: Path | None, seed: int, show: Show,
 ) -> None:  # fmt: skip
     """Make an engine for a card out of CHECKPOINT, and prove that it is the network that was trained.
 
@@ -54,7 +52,7 @@ def deploy(
     try:
         result = run(
             checkpoint, target, recipe=recipe_named(gpu), backend=backend, precision=precision, spatial=spatial,
-            labels_file=labels, progress=show.progress,
+            labels_file=labels, seed=seed, progress=show.progress,
         )  # fmt: skip
     except DeployFailed as failure:
         for kind, verification in failure.verifications.items():
@@ -66,7 +64,7 @@ def deploy(
 
 def _say(result: Deployment, show: Show) -> None:
     for kind, verification in result.verifications.items():
-        show_verification(show, "the engine" if kind == "engine" else f"the {kind} graph", verification)
+        show_verification(show, kind, verification)
     if result.fp16:
         show.table("FP16", result.fp16.rows())
     manifest = result.manifest.as_json()

@@ -151,6 +151,19 @@ def backend_option(function: F) -> F:
     )(function)  # fmt: skip
 
 
+def labels_option(function: F) -> F:
+    """`--labels FILE` as `labels: Path | None`."""
+    text = "Class names, one a line, background first."
+    path = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.option("--labels", type=path, metavar="FILE", help=text)(function)
+
+
+def seed_option(function: F) -> F:
+    """`--seed N` as `seed: int`."""
+    text = "Which volumes to compare on; another number gives others."
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=text)(function)
+
+
 def graph_options(function: F) -> F:
     """What a graph computes: `output`, `head`: str; `batch`: int or None (dynamic); `half_io`: bool; `labels`: Path."""
     for option in reversed((
@@ -166,10 +179,7 @@ def graph_options(function: F) -> F:
             "--batch", type=BatchType(), default=1, show_default=True, metavar="N|dynamic", help="Volumes in one call."
         ),
         click.option("--half-io", is_flag=True, help="With fp16: take and give FP16 numbers, too."),
-        click.option(
-            "--labels", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-            help="Class names, one a line, background first.",
-        ),
+        labels_option,
     )):  # fmt: skip
         function = option(function)
     return function

@@ -28,7 +28,7 @@ def show_verification(show: Show, title: str, verification: Verification) -> Non
         "allowed", "", f"{allowed.relative_l2:.0e}", f"{allowed.absolute:.0e} + {allowed.relative:.0e} peak",
         f"{allowed.label_agreement:.2%}", "", "0", "passed" if verification.passed else "failed",
     ))  # fmt: skip
-    show.table(f"{title} against the eager network ({verification.runner})", rows, _COLUMNS)
+    show.table(f"{title} against the eager network (run by {verification.runner})", rows, _COLUMNS)
     show.line(
         f"What the comparison is worth: {verification.logit_dependence:.0%} of the logits' norm depends on the volume, "
         f"and {verification.label_variety:.0%} of the voxels do not have the most frequent label."
@@ -39,8 +39,8 @@ def show_verification(show: Show, title: str, verification: Verification) -> Non
 
 def engine_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """What an engine is, as names and values; memory as the builder planned it, which is not a measurement."""
-    engine, memory = manifest["engine"], manifest["engine"]["device_memory"]
-    total = memory["weights_bytes"] + memory["activation_bytes"]
+    engine = manifest["engine"]
+    weights, activations = (engine["device_memory"][key] for key in ("weights_bytes", "activation_bytes"))
     profiles = [
         ":".join("x".join(map(str, profile[key])) for key in ("min", "opt", "max")) for profile in engine["profiles"]
     ]
@@ -50,10 +50,19 @@ def engine_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("precision", engine["precision"]),
         ("sizes", "; ".join(profiles)),
         ("file", format_bytes(engine["bytes"])),
-        ("planned by the builder: weights", format_bytes(memory["weights_bytes"])),
-        ("planned by the builder: activations", format_bytes(memory["activation_bytes"])),
-        ("planned by the builder: together", format_bytes(total)),
+        *_planned(weights, activations),
         ("built in", f"{manifest['build']['seconds']:.0f} s"),
+    ]
+
+
+def _planned(weights: int | None, activations: int | None) -> list[tuple[str, str]]:
+    """Device memory; a backend need not say what it planned."""
+    if weights is None or activations is None:
+        return [("planned by the builder", "the backend does not say")]
+    return [
+        ("planned by the builder: weights", format_bytes(weights)),
+        ("planned by the builder: activations", format_bytes(activations)),
+        ("planned by the builder: together", format_bytes(weights + activations)),
     ]
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
-from lhanet_export.cli.options import checkpoint_option, command, file_argument, json_option, shape_option
+from lhanet_export.cli.options import checkpoint_option, command, file_argument, json_option, seed_option, shape_option
 from lhanet_export.cli.report import show_verification
 from lhanet_export.cli.show import Show
 from lhanet_export.shapes import Shape
@@ -16,7 +14,7 @@ from lhanet_export.shapes import Shape
 @file_argument("model")
 @checkpoint_option
 @shape_option("By default the smallest of the model, 48x96x96 and an odd one, as far as the model serves them.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other volumes for other numbers.")
+@seed_option
 @json_option
 def verify(model: Path, checkpoint: str, shapes: tuple[Shape, ...], seed: int, show: Show) -> None:
     """Compare MODEL, an ONNX file or an engine, with the eager PyTorch network of CHECKPOINT.
@@ -26,7 +24,7 @@ def verify(model: Path, checkpoint: str, shapes: tuple[Shape, ...], seed: int, s
     on its input, because then every comparison passes.
     """
     from lhanet_export.model.checkpoint import open_checkpoint
-    from lhanet_export.runners.opening import check_checkpoint, reference_runner, runner_of
+    from lhanet_export.runners.opening import reference_runner, runner_of
     from lhanet_export.verify.gate import TOLERANCES, reference_for
     from lhanet_export.verify.gate import verify as compare
     from lhanet_export.verify.inputs import cases_for, check_shapes, shapes_in
@@ -36,7 +34,7 @@ def verify(model: Path, checkpoint: str, shapes: tuple[Shape, ...], seed: int, s
     cases = cases_for(list(shapes) or shapes_in(opened.spatial), opened.batch, seed)
     with show.progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
-    check_checkpoint(model, opened, identity)
+    opened.check_checkpoint(model, identity.as_json())
     reference = reference_for(reference_runner(network, opened.target), cases, show.progress)
     verification = compare(
         opened.runner, reference, TOLERANCES[opened.precision], output=opened.target.output, progress=show.progress

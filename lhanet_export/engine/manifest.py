@@ -21,10 +21,10 @@ from lhanet_export import __version__
 from lhanet_export.engine.backends import BACKENDS, ELEMENT_TYPES
 from lhanet_export.engine.build import BuiltEngine, TensorFacts
 from lhanet_export.engine.plan import INPUT_NAME, PRECISIONS, EnginePlan, spatial_as_json
-from lhanet_export.engine.strict import Node
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import read_json, sha256_of, sidecar_of, staged, write_json
 from lhanet_export.shapes import Shape, SpatialRange
+from lhanet_export.strict import Node
 
 SCHEMA = 1
 _LARGEST_BATCH = 1024
@@ -82,6 +82,8 @@ class Manifest:
     engine: EngineFacts
     onnx_sha256: str
     onnx_opset: int
+    #: Which head of the network the graph computes: `final`, `deep0`, ...
+    onnx_head: str
     checkpoint: Mapping[str, Any]
     labels: tuple[str, ...]
     preprocessing: Mapping[str, Any]
@@ -93,7 +95,7 @@ class Manifest:
         return {
             "schema": SCHEMA,
             "engine": self.engine.as_json(),
-            "onnx": {"sha256": self.onnx_sha256, "opset": self.onnx_opset},
+            "onnx": {"sha256": self.onnx_sha256, "opset": self.onnx_opset, "head": self.onnx_head},
             "checkpoint": dict(self.checkpoint),
             "labels": list(self.labels),
             "preprocessing": dict(self.preprocessing),
@@ -125,7 +127,7 @@ def manifest_of(
             weights_bytes=built.weights_bytes,
             activation_bytes=built.activation_bytes,
         ).as_json(),
-        "onnx": {key: onnx[key] for key in ("sha256", "opset") if key in onnx},
+        "onnx": {key: onnx[key] for key in ("sha256", "opset", "head") if key in onnx},
         **{key: onnx[key] for key in ("checkpoint", "labels", "preprocessing") if key in onnx},
         "verification": dict(verification),
         "build": {
@@ -176,6 +178,7 @@ def manifest_from_json(facts: Mapping[str, Any], source: Path | str) -> Manifest
         engine=_engine_from(document.take("engine")),
         onnx_sha256=onnx.take("sha256").sha256(),
         onnx_opset=onnx.take("opset").integer(1, 1000),
+        onnx_head=onnx.take("head").identifier(),
         checkpoint=_checkpoint_from(checkpoint),
         labels=labels_node.list_of(Node.label, at_least=2),
         preprocessing=_preprocessing_from(document.take("preprocessing")),

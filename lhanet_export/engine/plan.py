@@ -9,9 +9,9 @@ from typing import Any
 
 from lhanet_export.engine.backends import BACKENDS
 from lhanet_export.engine.recipes import Recipe
-from lhanet_export.engine.strict import Node
 from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import SpatialRange
+from lhanet_export.strict import Node
 
 #: The one input of every graph of this toolkit.
 INPUT_NAME = "image"

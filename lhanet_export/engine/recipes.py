@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from lhanet_export.engine.backends import BACKENDS
-from lhanet_export.engine.strict import Node
 from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import SpatialRange
+from lhanet_export.strict import Node
 
 _PACKAGE = "lhanet_export.recipes"
 _LIMIT_BYTES = 1 << 20

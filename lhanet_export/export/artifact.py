@@ -15,14 +15,21 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import read_json, sha256_of, sidecar_of, staged, write_json
+from lhanet_export.inference.network import Target
 from lhanet_export.shapes import SpatialRange
+from lhanet_export.strict import Node
 
 logger = logging.getLogger(__name__)
 
 METADATA_KEY = "lhanet_export"
+SCHEMA = 1
+PRECISIONS = ("fp32", "fp16")
+#: Operator sets that TensorRT 10, 11 and TensorRT-RTX read, from the one with reduction axes as inputs.
+OPSETS = (18, 20)
 #: Above this much weight data the weights get a file of their own: it can be mapped instead of parsed, and a
 #: protobuf file ends at 2 GiB.
 INLINE_LIMIT_BYTES = 256 << 20
@@ -98,18 +105,13 @@ def read_onnx(path: Path) -> OnnxArtifact:
     """
     try:
         proto = onnx.load(path, load_external_data=False)
-        facts = json.loads(next(entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY))
-        opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
     except FileNotFoundError:
         raise RefusedInput(f"there is no file {path}") from None
-    except (OSError, ValueError, StopIteration, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
-        raise RefusedInput(
-            f"{path} is not an ONNX file of this toolkit ({type(error).__name__}: {error or 'no facts in its metadata'}); "
-            "make one with: lhanet-export onnx CHECKPOINT -o model.onnx"
-        ) from error
-    except Exception as error:
-        # protobuf raises classes of its own implementation (DecodeError of upb, cpp or python).
-        raise RefusedInput(f"{path} is not a readable ONNX file: {error}") from error
+    except OSError as error:
+        raise RefusedInput(f"cannot read {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise RefusedInput(f"{path} is not an ONNX file, or it is damaged: {error}") from error
+    facts = _facts_in(path, proto)
     strange = sorted({node.op_type for node in proto.graph.node if node.domain or node.op_type not in KNOWN_OPERATORS})
     if strange:
         raise RefusedInput(f"{path} holds operators that LHA-Net does not have: {', '.join(strange[:8])}")
@@ -119,7 +121,40 @@ def read_onnx(path: Path) -> OnnxArtifact:
         _check_hashes(path, sha256)
     else:
         logger.warning("%s has no sidecar %s: its bytes cannot be checked", path, sidecar_of(path).name)
-    return OnnxArtifact(path=path, sha256=sha256, opset=opset, facts=facts)
+    return OnnxArtifact(path=path, sha256=sha256, opset=_opset_of(path, proto), facts=facts)
+
+
+def _facts_in(path: Path, proto: onnx.ModelProto) -> dict[str, Any]:
+    """The facts in a graph's metadata, each of the type that it should have."""
+    texts = [entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY]
+    if len(texts) != 1:
+        raise RefusedInput(
+            f"{path} is not an ONNX file of this toolkit (it has no facts in its metadata); "
+            "make one with: lhanet-export onnx CHECKPOINT -o model.onnx"
+        )
+    try:
+        facts = json.loads(texts[0])
+    except (ValueError, RecursionError) as error:
+        raise RefusedInput(f"the facts in {path} are not valid JSON: {error}") from error
+    known = Node(facts, path).object()
+    known.take("schema").integer(SCHEMA, SCHEMA)
+    known.take("precision").one_of(PRECISIONS)
+    Target(head=known.take("head").text(), output=known.take("output").text())
+    known.take_if("batch", lambda batch: batch.integer(1))
+    known.take("spatial").spatial()
+    known.take("labels").list_of(Node.label, at_least=2)
+    for key in ("checkpoint", "preprocessing"):
+        known.take(key).facts()
+    return dict(facts)
+
+
+def _opset_of(path: Path, proto: onnx.ModelProto) -> int:
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if len(versions) != 1 or not OPSETS[0] <= versions[0] <= OPSETS[1]:
+        raise RefusedInput(
+            f"{path} has opset {versions}; this toolkit reads {OPSETS[0]} to {OPSETS[1]}; export it again"
+        )
+    return int(versions[0])
 
 
 def _check_external_names(path: Path, proto: onnx.ModelProto) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from onnx_ir import tensor_adapters
 
 from lhanet_export.conventions import Preprocessing, default_labels
-from lhanet_export.export.artifact import OnnxArtifact, save_onnx
+from lhanet_export.export.artifact import SCHEMA, OnnxArtifact, save_onnx
 from lhanet_export.export.tidy import tidy
 from lhanet_export.inference.network import InferenceNetwork, Target
 from lhanet_export.model.network import LHANet
@@ -34,11 +34,11 @@ _TRACED_SHAPE = (34, 36, 38)
 class ExportOptions:
     """What graph to write: head and output, the sizes it is for, the batch (None: dynamic), and the class names."""
 
-    target: Target = Target()
+    target: Target = field(default_factory=Target)
     spatial: SpatialRange | None = None
     batch: int | None = 1
     labels: tuple[str, ...] | None = None
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
 def default_range(network: LHANet) -> SpatialRange:
@@ -51,7 +51,7 @@ def onnx_from_network(
     network: LHANet,
     checkpoint: dict[str, Any],
     path: Path,
-    options: ExportOptions = ExportOptions(),  # noqa: B008 - a frozen value
+    options: ExportOptions = ExportOptions(),
     progress: Progress = SILENT,
 ) -> OnnxArtifact:
     """Write the inference part of `network` as an FP32 ONNX file with its sidecar.
@@ -67,7 +67,7 @@ def onnx_from_network(
         model = traced_graph(InferenceNetwork(network, options.target), options.batch)
         tidy(model)
         facts = {
-            "schema": 1,
+            "schema": SCHEMA,
             "precision": "fp32",
             "head": options.target.head,
             "output": options.target.output,
@@ -86,19 +86,19 @@ def traced_graph(network: InferenceNetwork, batch: int | None) -> ir.Model:
     shape = (1 if batch is None else batch, 1, *_TRACED_SHAPE)
     image = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     names = {name: ("N" if batch is None else batch, *rest) for name, rest in _axes(network).items()}
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         # The tracing exporter is deprecated in favour of the torch.export one, which needs 23 to 93 s for this network
         # where tracing needs 4 to 10. What tracing can get wrong, a frozen size, the gate shows at other sizes.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        graph = Path(folder) / "graph.onnx"
         torch.onnx.export(
-            network, (image,), buffer, dynamo=False, opset_version=OPSET, export_params=False,
+            network, (image,), graph, dynamo=False, opset_version=OPSET, export_params=False,
             do_constant_folding=False, input_names=["image"], output_names=[output],
             dynamic_axes={name: {axis: side for axis, side in enumerate(sides) if isinstance(side, str)}
                           for name, sides in names.items()},
         )  # fmt: skip
-    model = ir.from_proto(onnx.load_model_from_string(buffer.getvalue()))
+        model = ir.from_proto(onnx.load(graph))
     model.ir_version = IR_VERSION
     # The tracer loses what it does not infer: the batch and the classes behind a reshape.
     model.graph.outputs[0].shape = ir.Shape(names[output])

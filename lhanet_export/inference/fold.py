@@ -7,8 +7,8 @@ statistics come from the batch and nothing can be folded: `folded` refuses.
 """
 
 import copy
+from itertools import pairwise
 
-import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -23,7 +23,7 @@ def folded(module: nn.Module) -> nn.Module:
     # The shallow copy still shares its table of children; give it one of its own before changing entries.
     clone._modules = dict(module._modules)
     for conv, norm in _pairs(module):
-        clone._modules[conv] = _folded_conv(module._modules[conv], module._modules[norm])
+        clone._modules[conv] = _folded_conv(module.get_submodule(conv), module.get_submodule(norm))
         clone._modules[norm] = nn.Identity()
     for name, child in clone._modules.items():
         if child is module._modules[name] and child is not None:
@@ -41,7 +41,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
         children = list(module.named_children())
         return [
             (name, after_name)
-            for (name, child), (after_name, after) in zip(children, children[1:], strict=False)
+            for (name, child), (after_name, after) in pairwise(children)
             if isinstance(child, nn.Conv3d) and isinstance(after, nn.BatchNorm3d)
         ]
     return []
@@ -49,13 +49,17 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def _folded_conv(conv: nn.Module, norm: nn.Module) -> nn.Conv3d:
     assert isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d)
+    assert norm.running_mean is not None and norm.running_var is not None
     fused = copy.copy(conv)
-    wide = [
-        None if tensor is None else tensor.detach().to(torch.float64)
-        for tensor in (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    ]
-    weight, bias, mean, variance, gain, shift = wide
-    fused_weight, fused_bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, gain, shift)
+    fused_weight, fused_bias = fuse_conv_bn_weights(
+        conv.weight.detach().double(),
+        None if conv.bias is None else conv.bias.detach().double(),
+        norm.running_mean.double(),
+        norm.running_var.double(),
+        norm.eps,
+        norm.weight.detach().double(),
+        norm.bias.detach().double(),
+    )
     fused._parameters = {
         "weight": nn.Parameter(fused_weight.to(conv.weight.dtype), requires_grad=False),
         "bias": nn.Parameter(fused_bias.to(conv.weight.dtype), requires_grad=False),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.inference.fold import folded
-from lhanet_export.model.backbone import LightweightBackbone
+from lhanet_export.model.backbone import LightweightBackbone, ResNet3DBackbone
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.pmsa import fuse_fine_to_coarse
 from lhanet_export.model.resize import resize_to_size
@@ -59,18 +59,20 @@ class InferenceNetwork(nn.Module):
         self.backbone = _first_levels(folded(network.backbone), levels)
         self.pmsa = nn.ModuleList(folded(hierarchy.pmsa_modules[f"level_{level}"]) for level in range(levels))
         self.cross_scale_fusion = nn.ModuleList(folded(fusion) for fusion in hierarchy.cross_scale_fusion[: levels - 1])
-        if target.head == "final":
-            self.feature_fusion = nn.ModuleList(folded(fusion) for fusion in network.decoder.feature_fusion)
-            self.classifier = network.decoder.final_classifier
-        else:
-            self.feature_fusion = None
-            self.classifier = network.deep_supervision_heads[levels - 1]
+        # Only the final head reads the decoder's fusion.
+        fusions = network.decoder.feature_fusion if target.head == "final" else nn.ModuleList()
+        self.feature_fusion = nn.ModuleList(folded(fusion) for fusion in fusions)
+        classifier = (
+            network.decoder.final_classifier if target.head == "final" else network.deep_supervision_heads[levels - 1]
+        )
+        assert isinstance(classifier, nn.Conv3d)
+        self.classifier = classifier
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
         features = [pmsa(feature) for pmsa, feature in zip(self.pmsa, self.backbone(image)[1:], strict=True)]
         features = fuse_fine_to_coarse(features, self.cross_scale_fusion, finer_first=True)
-        if self.feature_fusion is not None:
+        if self.target.head == "final":
             features = fuse_fine_to_coarse(features, self.feature_fusion, finer_first=False)
         return self.finish(self.classifier(features[-1]), image.shape[-3:])
 
@@ -88,7 +90,7 @@ def _first_levels(backbone: nn.Module, levels: int) -> nn.Module:
     """Drop what a (folded, own) copy of a backbone computes below the given number of levels."""
     if isinstance(backbone, LightweightBackbone):
         backbone.encoder_blocks = backbone.encoder_blocks[:levels]
-    else:
+    elif isinstance(backbone, ResNet3DBackbone):
         for stage in range(levels, backbone.stages):
             delattr(backbone, f"layer{stage + 1}")
         backbone.stages = levels

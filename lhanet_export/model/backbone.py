@@ -3,6 +3,8 @@
 Both return five feature maps (N,C,D,H,W) from fine to coarse; the network uses the last four.
 """
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class LightweightBackbone(nn.Module):
         widths = [base_channels * 2**level for level in range(5)]
         self.encoder_blocks = nn.ModuleList(
             nn.Sequential(*conv_norm_relu(narrow, wide, stride=2), *conv_norm_relu(wide, wide))
-            for narrow, wide in zip(widths, widths[1:], strict=False)
+            for narrow, wide in pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:

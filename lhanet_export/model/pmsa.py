@@ -5,6 +5,7 @@ mislead: `spatial_attention` weighs channels, `channel_attention` weighs voxels.
 """
 
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -113,8 +114,7 @@ def fuse_fine_to_coarse(features: list[Tensor], fusions: nn.ModuleList, *, finer
 def fusion_layers(channels: tuple[int, ...]) -> nn.ModuleList:
     """For each pair of neighbouring levels the 1x1x1 fusion that makes the coarser one."""
     return nn.ModuleList(
-        nn.Sequential(*conv_norm_relu(fine + coarse, coarse, kernel=1))
-        for fine, coarse in zip(channels, channels[1:], strict=False)
+        nn.Sequential(*conv_norm_relu(fine + coarse, coarse, kernel=1)) for fine, coarse in pairwise(channels)
     )
 
 

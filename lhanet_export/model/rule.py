@@ -26,7 +26,9 @@ from lhanet_export.model.presets import preset_named
 RULE_SEED = 8
 
 
-def rule_network(name: str, *, num_classes: int = 14, base_channels: int | None = None, seed: int = RULE_SEED) -> LHANet:
+def rule_network(
+    name: str, *, num_classes: int = 14, base_channels: int | None = None, seed: int = RULE_SEED
+) -> LHANet:
     """A network of a named preset in eval mode, with weights by rule."""
     preset = preset_named(name)
     width = base_channels if base_channels is not None else preset.base_channels
@@ -42,9 +44,7 @@ def rule_state_dict(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[st
     norms = {
         key.removesuffix(".weight") for key, shape in shapes.items() if key.endswith(".weight") and len(shape) == 1
     }
-    return {
-        key: _tensor(key, shape, seed, in_norm=key.rpartition(".")[0] in norms) for key, shape in shapes.items()
-    }
+    return {key: _tensor(key, shape, seed, in_norm=key.rpartition(".")[0] in norms) for key, shape in shapes.items()}
 
 
 def _tensor(key: str, shape: tuple[int, ...], seed: int, *, in_norm: bool) -> np.ndarray:

@@ -60,9 +60,14 @@ class Fp16Report:
         rows = [("FP16 nodes", str(self.half_nodes))]
         rows += [(f"{count} FP32 nodes", reason) for reason, count in Counter(self.float_nodes.values()).items()]
         for loss in self.losing:
-            rows.append((loss.name, f"{loss.vanishing:,} of {loss.size:,} values become 0, {loss.subnormal:,} lose digits"))
+            rows.append(
+                (loss.name, f"{loss.vanishing:,} of {loss.size:,} values become 0, {loss.subnormal:,} lose digits")
+            )
         rows.append(
-            ("weights losing digits", f"{len(self.weight_losses)} tensors, {len(self.losing)} of them in over 1 % of values")
+            (
+                "weights losing digits",
+                f"{len(self.weight_losses)} tensors, {len(self.losing)} of them in over 1 % of values",
+            )
         )
         return rows
 
@@ -105,12 +110,12 @@ def convert_to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
             continue
         target = FLOAT if node in reasons else HALF
         half_nodes += target is HALF
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in (FLOAT, HALF) and value.dtype is not target:
-                node.replace_input_with(index, caster.as_type(value, target))
-        for value in node.outputs:
-            if value.dtype is FLOAT:
-                value.dtype = target
+        for index, read in enumerate(node.inputs):
+            if read is not None and read.dtype in (FLOAT, HALF) and read.dtype is not target:
+                node.replace_input_with(index, caster.as_type(read, target))
+        for result in node.outputs:
+            if result.dtype is FLOAT:
+                result.dtype = target
     _set_output_types(graph, HALF if half_io else FLOAT)
     RemoveUnusedNodesPass()(model)
     losses = tuple(loss for loss in caster.losses if loss.overflowing or loss.subnormal or loss.vanishing)
@@ -182,17 +187,15 @@ class _Caster:
         assert value.const_value is not None
         name = f"{value.name}_half"
         self.losses.append(_weight_loss(str(value.name), value.const_value.numpy()))
-        result = ir.Value(
-            name=name,
-            shape=value.shape,
-            type=ir.TensorType(HALF),
-            const_value=ir.LazyTensor(
-                lambda source=value.const_value: ir.tensor(_to_half(source.numpy()), name=name),
-                dtype=HALF,
-                shape=value.const_value.shape,
-                name=name,
-            ),
-        )
+        source = value.const_value
+
+        def half() -> ir.TensorProtocol:
+            return ir.tensor(_to_half(source.numpy()), name=name)
+
+        shape = ir.Shape(source.shape.numpy())
+        # Lazily, so that only one tensor at a time is held in both types while the graph is written.
+        tensor = ir.LazyTensor(half, dtype=HALF, shape=shape, name=name)
+        result = ir.Value(name=name, shape=shape, type=ir.TensorType(HALF), const_value=tensor)
         self._graph.register_initializer(result)
         return result
 

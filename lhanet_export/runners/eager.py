@@ -15,9 +15,9 @@ from lhanet_export.model.resize import resize_to_size
 class EagerRunner:
     """Gives what `target` names, computed by `LHANet` itself on the device of its weights."""
 
-    def __init__(self, network: LHANet, target: Target = Target()) -> None:  # noqa: B008 - a frozen value
+    def __init__(self, network: LHANet, target: Target | None = None) -> None:
         self._network = network.eval()
-        self._target = target
+        self._target = target or Target()
         self.name = f"eager {next(network.parameters()).device.type}"
 
     def infer(self, image: np.ndarray) -> np.ndarray:

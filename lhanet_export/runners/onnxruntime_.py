@@ -43,7 +43,8 @@ class OnnxRuntimeRunner:
         shape = (int(image.shape[2]), int(image.shape[3]), int(image.shape[4]))
         if shape not in self._artifact.spatial:
             raise RefusedInput(
-                f"a volume of {format_shape(shape)} is outside the range {self._artifact.spatial} of {self._artifact.path}"
+                f"a volume of {format_shape(shape)} is outside the range {self._artifact.spatial} "
+                f"of {self._artifact.path}"
             )
         if self._artifact.facts.get("half_io"):
             image = image.astype(np.float16)
@@ -73,4 +74,3 @@ class OnnxRuntimeRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._session = None
-

@@ -1,15 +1,21 @@
 """Which runner belongs to a file, and what the network behind it is compared as."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lhanet_export.engine.gpu import find_gpus
 from lhanet_export.engine.manifest import read_manifest
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import read_onnx
 from lhanet_export.files import sidecar_of
 from lhanet_export.inference.network import Target
+from lhanet_export.model.network import LHANet
 from lhanet_export.runners.base import Runner
+from lhanet_export.runners.eager import EagerRunner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.runners.tensorrt_ import TensorRTRunner
 from lhanet_export.shapes import SpatialRange
@@ -17,23 +23,64 @@ from lhanet_export.shapes import SpatialRange
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A runner, not yet started, and the facts that decide how it is judged."""
+    """A runner, not yet started, and the facts that decide how it is judged.
+
+    `batch` is how many volumes it takes at a time, None for any number. `checkpoint` is the manifest's object.
+    """
 
     runner: Runner
     target: Target
     precision: str
     spatial: SpatialRange
     batch: int | None
-    checkpoint: dict[str, Any]
+    checkpoint: Mapping[str, Any]
+
+    def check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse to compare a file with a network that it was not made from."""
+        if self.checkpoint.get("sha256") != checkpoint["sha256"]:
+            raise RefusedInput(
+                f"{path} was made from another checkpoint (sha256 {str(self.checkpoint.get('sha256'))[:12]}..., "
+                f"{self.checkpoint.get('preset')}) than the one given ({checkpoint['sha256'][:12]}..., "
+                f"{checkpoint['preset']}); export it again, or name its own checkpoint"
+            )
 
 
 def runner_of(path: Path) -> Opened:
-    """The runner of an ONNX file (ONNX Runtime) or of an engine with manifest (its own backend)."""
+    """The runner of an ONNX file (ONNX Runtime on the CPU), or of an engine with its manifest (its own backend)."""
     if path.suffix == ".onnx":
         artifact = read_onnx(path)
-        facts = artifact.facts
         return Opened(
-            runner=OnnxRuntimeRunner(artifact), target=Target(head=facts["head"], output=facts["output"]),
-            precision=artifact.precision, spatial=artifact.spatial, batch=facts["batch"], checkpoint=facts["checkpoint"],
-        )  # fmt: skip
-    raise RefusedInput(f"{path} is neither an ONNX file nor an engine with its manifest {sidecar_of(path).name}")
+            runner=OnnxRuntimeRunner(artifact),
+            target=Target(head=artifact.facts["head"], output=artifact.facts["output"]),
+            precision=artifact.precision,
+            spatial=artifact.spatial,
+            batch=artifact.facts["batch"],
+            checkpoint=artifact.facts["checkpoint"],
+        )
+    if not sidecar_of(path).exists():
+        raise RefusedInput(
+            f"{path} is neither an ONNX file nor an engine: there is no manifest {sidecar_of(path).name}"
+        )
+    manifest = read_manifest(path)
+    (output,) = manifest.engine.outputs
+    batch = manifest.engine.inputs[0].shape[0]
+    return Opened(
+        runner=TensorRTRunner(path),
+        target=Target(head=manifest.onnx_head, output=output.name),
+        precision=manifest.engine.precision,
+        spatial=manifest.engine.profiles[0],
+        batch=None if batch == -1 else batch,
+        checkpoint=manifest.checkpoint,
+    )
+
+
+def engine_runner_here(path: Path) -> Runner | None:
+    """The runner of an engine if this machine has the GPU for it, else None."""
+    capabilities = read_manifest(path).engine.compute_capabilities
+    gpus = find_gpus()
+    return TensorRTRunner(path) if gpus and gpus[0].compute_capability in capabilities else None
+
+
+def reference_runner(network: LHANet, target: Target) -> Runner:
+    """The eager network, giving logits: on the head's own grid if `coarse` is what is compared, else resized."""
+    return EagerRunner(network, replace(target, output="coarse" if target.output == "coarse" else "logits"))

@@ -53,7 +53,7 @@ def shapes_in(spatial: SpatialRange) -> list[Shape]:
         min(high, max(low, side)) for low, side, high in zip(spatial.min, (51, 71, 90), spatial.max, strict=True)
     )
     candidates: list[Shape] = [spatial.min, PUBLIC_PATCH, (odd[0], odd[1], odd[2])]
-    return sorted({shape for shape in candidates if shape in spatial})
+    return [shape for shape in candidates if shape in spatial]
 
 
 def check_shapes(shapes: list[Shape], spatial: SpatialRange) -> None:

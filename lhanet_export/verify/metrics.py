@@ -35,7 +35,9 @@ class Difference:
         facts = asdict(self)
         facts["shape"] = list(self.shape)
         facts["dice"] = {str(index): value for index, value in self.dice.items()}
-        return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in facts.items()}
+        return {
+            key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in facts.items()
+        }
 
 
 def difference(case: Case, logits: np.ndarray, candidate: np.ndarray, output: str, seconds: float) -> Difference:
@@ -85,7 +87,9 @@ def dice_per_class(reference: np.ndarray, candidate: np.ndarray) -> dict[int, fl
     result = {}
     for index in np.unique(reference):
         mine, other = reference == index, candidate == index
-        result[int(index)] = float(2 * np.count_nonzero(mine & other) / (np.count_nonzero(mine) + np.count_nonzero(other)))
+        result[int(index)] = float(
+            2 * np.count_nonzero(mine & other) / (np.count_nonzero(mine) + np.count_nonzero(other))
+        )
     return result
 
 

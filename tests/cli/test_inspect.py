@@ -62,7 +62,7 @@ def manifest_for(raw: bytes) -> dict[str, Any]:
             "outputs": [{"name": "logits", "dtype": "float32", "shape": [1, 5, -1, -1, -1]}],
             "device_memory": {"weights_bytes": 589_000_000, "activation_bytes": 378_000_000},
         },
-        "onnx": {"sha256": "0" * 64, "opset": 18},
+        "onnx": {"sha256": "0" * 64, "opset": 18, "head": "final"},
         "checkpoint": {
             "sha256": "1" * 64, "preset": "lightweight", "num_classes": 2, "base_channels": 4, "epoch": None,
         },

@@ -39,7 +39,9 @@ def relative_l2(candidate: np.ndarray, reference: np.ndarray) -> float:
 def test_one_graph_serves_every_size(narrow_network: LHANet, narrow_onnx: OnnxArtifact) -> None:
     eager = EagerRunner(narrow_network)
     with OnnxRuntimeRunner(narrow_onnx) as runner:
-        errors = {size: relative_l2(runner.infer(rule_image(size, 3)), eager.infer(rule_image(size, 3))) for size in SIZES}
+        errors = {
+            size: relative_l2(runner.infer(rule_image(size, 3)), eager.infer(rule_image(size, 3))) for size in SIZES
+        }
     assert max(errors.values()) <= 1e-5, errors
 
 
@@ -203,9 +205,7 @@ def test_changed_files_are_refused(external_copy: Path) -> None:
         read_onnx(external_copy)
 
 
-def test_a_graph_without_sidecar_is_taken_with_a_warning(
-    external_copy: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_graph_without_sidecar_is_taken_with_a_warning(external_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     sidecar_of(external_copy).unlink()
     assert read_onnx(external_copy).facts["head"] == "final"
     assert "cannot be checked" in caplog.text

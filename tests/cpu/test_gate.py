@@ -132,7 +132,9 @@ def _answers(reference: Reference) -> dict[bytes, np.ndarray]:
     return {case.image.tobytes(): logits for case, logits in zip(reference.cases, reference.logits, strict=True)}
 
 
-def verify_answer(reference: Reference, change: Callable[[np.ndarray], np.ndarray], output: str = "logits") -> Verification:
+def verify_answer(
+    reference: Reference, change: Callable[[np.ndarray], np.ndarray], output: str = "logits"
+) -> Verification:
     answers = _answers(reference)
     runner = StubRunner(lambda image: change(answers[image.tobytes()]))
     return verify(runner, reference, TOLERANCES["fp32"], output=output)
@@ -176,9 +178,14 @@ def test_a_reference_that_ignores_its_input_proves_nothing(reference: Reference)
     constant = replace(reference, logits=(reference.logits[0], reference.logits[0], *reference.logits[2:]))
     flat = replace(
         reference,
-        logits=tuple(np.broadcast_to(logits.mean((2, 3, 4), keepdims=True), logits.shape) for logits in reference.logits),
+        logits=tuple(
+            np.broadcast_to(logits.mean((2, 3, 4), keepdims=True), logits.shape) for logits in reference.logits
+        ),
     )
-    one_label = replace(reference, logits=tuple(logits + 1e3 * (np.arange(5) == 2).reshape(1, 5, 1, 1, 1) for logits in reference.logits))
+    one_label = replace(
+        reference,
+        logits=tuple(logits + 1e3 * (np.arange(5) == 2).reshape(1, 5, 1, 1, 1) for logits in reference.logits),
+    )
     for useless in (constant, flat, one_label):
         verification = verify_answer(useless, lambda logits: logits)
         assert not verification.passed

@@ -259,6 +259,7 @@ def manifest_for(path: Path, **options: Any) -> Manifest:
     onnx = {
         "sha256": "a" * 64,
         "opset": 18,
+        "head": "final",
         "precision": "fp16",
         "checkpoint": {"sha256": "b" * 64, "preset": "lightweight", "num_classes": 2, "base_channels": 32},
         "labels": ["background", "liver"],

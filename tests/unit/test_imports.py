@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "lhanet_export"
 NAME = "lhanet_export"
 
 #: What every stage shares; these modules import only each other.
-SHARED = {"errors", "files", "shapes", "conventions", "progress"}
+SHARED = {"errors", "files", "shapes", "conventions", "progress", "strict"}
 #: What a runner needs of the engines: what they are, on which library and GPU they run; not how they are built.
 ENGINE_FOR_RUNNERS = {"engine.manifest", "engine.backends", "engine.gpu", "engine.plan"}
 #: Part of the package: the parts, or modules of parts, that it may import besides itself and what is shared.

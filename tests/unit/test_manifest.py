@@ -32,6 +32,7 @@ ENGINE = bytes(range(256)) * 40
 ONNX = {
     "sha256": "a" * 64,
     "opset": 18,
+    "head": "final",
     "precision": "fp16",
     "spatial": {"min": [32, 64, 64], "opt": [64, 128, 128], "max": [96, 192, 192]},
     "checkpoint": {
@@ -93,7 +94,7 @@ def test_the_manifest_has_the_names_of_the_contract(engine: Path) -> None:
     assert facts["engine"]["profiles"] == [ONNX["spatial"]]
     assert facts["engine"]["inputs"] == [{"name": "image", "dtype": "float32", "shape": [1, 1, -1, -1, -1]}]
     assert facts["engine"]["device_memory"] == {"weights_bytes": 589_149_184, "activation_bytes": 355_650_048}
-    assert facts["onnx"] == {"sha256": "a" * 64, "opset": 18}
+    assert facts["onnx"] == {"sha256": "a" * 64, "opset": 18, "head": "final"}
     assert facts["checkpoint"] == ONNX["checkpoint"]
     assert facts["preprocessing"]["spacing_mm"] == [1.5, 1.5, 1.5]
     assert set(facts["build"]) == {
@@ -116,7 +117,7 @@ def test_a_backend_that_does_not_say_its_memory(engine: Path) -> None:
 
 def test_facts_that_an_application_needs_are_asked_of_the_onnx_file(tmp_path: Path) -> None:
     plan = plan_engine(Path("model.onnx"), ONNX, recipe=recipe_named("rtx3060"))
-    for key in ("labels", "checkpoint", "preprocessing", "opset"):
+    for key in ("labels", "checkpoint", "preprocessing", "opset", "head"):
         lacking = {name: value for name, value in ONNX.items() if name != key}
         with pytest.raises(RefusedInput, match=f"key '{key}' is missing"):
             manifest_of(plan, built_in(tmp_path), lacking, verification={})
