@@ -20,7 +20,7 @@ from lhanet_export.errors import GateFailed
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.export.onnx_from_network import ExportOptions, default_range, onnx_from_network
 from lhanet_export.files import staging_folder
-from lhanet_export.inference.network import Target
+from lhanet_export.inference.target import Target
 from lhanet_export.model.checkpoint import CheckpointIdentity, open_checkpoint
 from lhanet_export.precision.convert import fp16_from_fp32
 from lhanet_export.precision.fp16 import Fp16Report

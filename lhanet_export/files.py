@@ -4,6 +4,7 @@ Everything is written into a temporary folder beside its target and renamed: a r
 file or the new one. When writing fails, the temporary folder is removed and the old file stays.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ SIDECAR_LIMIT_BYTES = 1 << 20
 #: Folders of this prefix hold files that are being written; after a crash they can be deleted.
 STAGING_PREFIX = ".lhanet-export-"
 _CHUNK_BYTES = 1 << 22
+_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO})
 
 
 def sha256_of(path: Path) -> str:
@@ -65,15 +67,33 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     JSON files come last, because they vouch for the others. If the block fails, nothing in `folder`
     changes and the temporary folder is gone. A full disk or a read-only folder raises `EnvironmentLacks`.
     """
-    try:
+    with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder) as staging:
-            yield Path(staging)
-            for path in sorted(Path(staging).iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
+        staging = tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder)
+    with staging as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            # Reading an input can fail in the block, too; these are what writing fails with.
+            if error.errno not in _WRITE_ERRORS:
+                raise
+            raise _cannot_write(folder, error) from error
+        with _written(folder):
+            for path in sorted(Path(name).iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
                 _publish(path, folder / path.name)
             _flush(folder)
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise EnvironmentLacks(f"cannot write into {folder}: {error.strerror or error}") from error
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> EnvironmentLacks:
+    return EnvironmentLacks(f"cannot write into {folder}: {error.strerror or error}")
 
 
 def _publish(path: Path, target: Path) -> None:

@@ -42,7 +42,7 @@ def onnx(
     """
     from lhanet_export.conventions import read_labels
     from lhanet_export.export.onnx_from_network import ExportOptions, onnx_from_network
-    from lhanet_export.inference.network import Target
+    from lhanet_export.inference.target import Target
     from lhanet_export.model.checkpoint import open_checkpoint
     from lhanet_export.precision.convert import fp16_from_fp32
 

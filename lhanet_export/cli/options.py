@@ -1,6 +1,6 @@
 """Options that several commands share, and the types of their values.
 
-Imports no stage of the toolkit: a command's `--help` is as light as the list of commands.
+Imports no library but click: a command's `--help` is as light as the list of commands.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 from lhanet_export.cli.show import STDOUT, Show
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import check_output_path
+from lhanet_export.inference.target import HEADS, OUTPUTS
 from lhanet_export.shapes import Shape, SpatialRange, parse_shape
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,9 +23,6 @@ Decorator = Callable[[F], F]
 
 PRECISIONS = ("fp32", "fp16")
 BACKENDS = ("tensorrt-rtx", "tensorrt")
-#: As `lhanet_export.inference.network` has them, which takes torch to import; a test holds the two together.
-OUTPUTS = ("logits", "labels", "probabilities", "coarse")
-HEADS = ("final", "deep0", "deep1", "deep2", "deep3")
 
 
 class OutputPath(click.Path):

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import read_json, sha256_of, sidecar_of, staged, write_json
-from lhanet_export.inference.network import Target
+from lhanet_export.inference.target import Target
 from lhanet_export.shapes import SpatialRange
 from lhanet_export.strict import Node
 

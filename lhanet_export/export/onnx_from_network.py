@@ -17,7 +17,8 @@ from onnx_ir import tensor_adapters
 from lhanet_export.conventions import Preprocessing, default_labels
 from lhanet_export.export.artifact import SCHEMA, OnnxArtifact, save_onnx
 from lhanet_export.export.tidy import tidy
-from lhanet_export.inference.network import InferenceNetwork, Target
+from lhanet_export.inference.network import InferenceNetwork
+from lhanet_export.inference.target import Target
 from lhanet_export.model.network import LHANet
 from lhanet_export.progress import SILENT, Progress
 from lhanet_export.shapes import SpatialRange

@@ -7,43 +7,17 @@ equal in meaning to `LHANet` in eval mode; batch norms are folded away.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.inference.fold import folded
+from lhanet_export.inference.target import Target
 from lhanet_export.model.backbone import LightweightBackbone, ResNet3DBackbone
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.pmsa import fuse_fine_to_coarse
 from lhanet_export.model.resize import resize_to_size
-
-HEADS = ("final", "deep0", "deep1", "deep2", "deep3")
-OUTPUTS = ("logits", "labels", "probabilities", "coarse")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What a graph computes: which head, and what of it.
-
-    `logits` (N,K,D,H,W), `probabilities` (their softmax), `labels` (N,D,H,W, uint8), or `coarse`:
-    the logits on the head's own grid, before the last resize.
-    """
-
-    head: str = "final"
-    output: str = "logits"
-
-    def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise RefusedInput(f"there is no head '{self.head}'; heads: {', '.join(HEADS)}")
-        if self.output not in OUTPUTS:
-            raise RefusedInput(f"there is no output '{self.output}'; outputs: {', '.join(OUTPUTS)}")
-
-    @property
-    def levels(self) -> int:
-        """How many levels, counted from the finest, the head reads."""
-        return 4 if self.head == "final" else int(self.head.removeprefix("deep")) + 1
 
 
 class InferenceNetwork(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from lhanet_export.inference.network import Target
+from lhanet_export.inference.target import Target
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.resize import resize_to_size
 

@@ -12,7 +12,7 @@ from lhanet_export.engine.manifest import read_manifest
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import read_onnx
 from lhanet_export.files import sidecar_of
-from lhanet_export.inference.network import Target
+from lhanet_export.inference.target import Target
 from lhanet_export.model.network import LHANet
 from lhanet_export.runners.base import Runner
 from lhanet_export.runners.eager import EagerRunner

@@ -251,11 +251,12 @@ def test_bad_values_are_refused_with_the_options_name(arguments: list[str]) -> N
     assert arguments[0] in caught.value.format_message()
 
 
-def test_names_of_heads_and_outputs_are_the_networks_own() -> None:
-    from lhanet_export.inference import network
+def test_backends_and_precisions_are_those_of_the_stages() -> None:
+    from lhanet_export.engine.backends import BACKENDS
+    from lhanet_export.export.artifact import PRECISIONS
 
-    assert options.HEADS == network.HEADS
-    assert options.OUTPUTS == network.OUTPUTS
+    assert tuple(BACKENDS) == options.BACKENDS
+    assert options.PRECISIONS == PRECISIONS
 
 
 @pytest.mark.parametrize(

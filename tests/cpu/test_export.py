@@ -17,7 +17,8 @@ from lhanet_export.export import artifact as artifact_module
 from lhanet_export.export.artifact import METADATA_KEY, OnnxArtifact, external_data_of, read_onnx
 from lhanet_export.export.onnx_from_network import ExportOptions, onnx_from_network
 from lhanet_export.files import sidecar_of
-from lhanet_export.inference.network import HEADS, OUTPUTS, InferenceNetwork, Target
+from lhanet_export.inference.network import InferenceNetwork
+from lhanet_export.inference.target import HEADS, OUTPUTS, Target
 from lhanet_export.model import pmsa
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.rule import rule_image, rule_network
