@@ -9,6 +9,9 @@ Everything runs in FP16 but for a few islands, each with its reason:
   FP16 has a step of 0.125. They are computed in FP32 and cast once, where they meet image data.
 - Means over voxels: a sum over a million voxels leaves FP16's range and precision.
 - What follows the classifier: the logits are FP32 and so few that resizing them costs nothing more.
+- In networks whose backbone adds residuals, the way into the attention: the sums grow along the
+  backbone, and the attention's sigmoids turn a rounding error of a large number into another weight
+  for a whole channel or voxel. docs/measurements/ has what it costs and what it is worth.
 - Graph inputs and outputs, unless asked otherwise: applications hand over FP32 volumes.
 """
 
@@ -29,6 +32,8 @@ HALF_OVERFLOW = 65520.0
 HALF_SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 #: The smallest number above 0.
 HALF_SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+#: Modules of the network whose names the tracer puts into the names of their nodes.
+_ATTENTION_SCOPES = ("/spatial_attention/", "/channel_attention/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +143,8 @@ def _reasons_for_float(graph: ir.Graph, image_nodes: set[ir.Node]) -> dict[ir.No
     reasons: dict[ir.Node, str] = {}
     classifier = [node for node in graph if node.op_type == "Conv"][-1]
     after_classifier = set(classifier.outputs)
+    for node in _way_into_attention(graph, image_nodes):
+        reasons[node] = "way into the attention of a residual network: sigmoids amplify its rounding"
     for node in graph:
         if node not in image_nodes:
             continue
@@ -147,6 +154,24 @@ def _reasons_for_float(graph: ir.Graph, image_nodes: set[ir.Node]) -> dict[ir.No
         elif _is_mean_over_voxels(node):
             reasons[node] = "mean over voxels: the sum leaves FP16's range"
     return reasons
+
+
+def _way_into_attention(graph: ir.Graph, image_nodes: set[ir.Node]) -> set[ir.Node]:
+    """What the attention's sigmoids are computed from, if residual sums are among it; else nothing."""
+    way: set[ir.Node] = set()
+    pending = [node for node in image_nodes if node.op_type == "Sigmoid" and _in_attention(node)]
+    while pending:
+        node = pending.pop()
+        if node in way or node not in image_nodes:
+            continue
+        way.add(node)
+        pending += [producer for value in node.inputs if value and (producer := value.producer())]
+    has_residuals = any(node.op_type == "Add" and not _in_attention(node) for node in way)
+    return way if has_residuals else set()
+
+
+def _in_attention(node: ir.Node) -> bool:
+    return any(scope in (node.name or "") for scope in _ATTENTION_SCOPES)
 
 
 def _is_mean_over_voxels(node: ir.Node) -> bool:

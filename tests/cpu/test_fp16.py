@@ -64,6 +64,20 @@ def test_every_fp32_node_has_its_reason(narrow_onnx: OnnxArtifact) -> None:
     assert report.half_nodes > 10 * len(report.float_nodes)
 
 
+def test_residual_networks_keep_the_way_into_the_attention_in_fp32(tmp_path: Path) -> None:
+    network = rule_network("standard", base_channels=8, num_classes=5, seed=7)
+    model = ir.load(onnx_from_network(network, CHECKPOINT, tmp_path / "fp32.onnx").path)
+    report = convert_to_fp16(model)
+    kept = {name for name, reason in report.float_nodes.items() if reason.startswith("way into the attention")}
+    types = {node.name: node.outputs[0].dtype for node in model.graph}
+    for node in model.graph:
+        scope = node.name or ""
+        if node.op_type == "Conv" and ("/backbone/" in scope or "_attention/" in scope):
+            assert scope in kept and types[scope] is FLOAT, scope
+        if node.op_type == "Conv" and ("/organ_conv/" in scope or "/context_conv/" in scope):
+            assert scope not in kept and types[scope] is HALF, scope
+
+
 def test_half_inputs_and_outputs_on_request(narrow_onnx: OnnxArtifact, tmp_path: Path) -> None:
     half, _ = fp16_from_fp32(narrow_onnx, tmp_path / "half.onnx", half_io=True)
     graph = ir.load(half.path).graph

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import click
@@ -57,3 +59,14 @@ def test_relative_links_resolve() -> None:
 def test_every_part_of_the_package_is_named() -> None:
     parts = {path.parent.name for path in (REPOSITORY / "lhanet_export").glob("*/__init__.py")}
     assert {part for part in parts if f"| `{part}/` |" not in README} == set()
+
+
+def test_results_are_those_of_the_measurement() -> None:
+    """The README's figures are the ones in docs/measurements, rendered by the script that measured them."""
+    spec = spec_from_file_location("measure_deploy", REPOSITORY / "scripts" / "measure_deploy.py")
+    assert spec is not None and spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    figures = json.loads(script.FIGURES.read_text(encoding="utf-8"))
+    assert script.section(figures) in README
+    assert figures["deploy"]["verification"]["fp16"]["passed"]

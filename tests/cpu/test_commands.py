@@ -1,0 +1,152 @@
+"""The commands from a checkpoint to an engine, as a user calls them; the narrow network stands for the full one."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from lhanet_export.cli.main import run
+from lhanet_export.export.artifact import OnnxArtifact
+from lhanet_export.files import sha256_of, sidecar_of
+from lhanet_export.model.network import LHANet
+from lhanet_export.model.rule import rule_network
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for line in README.splitlines() if line.startswith("lhanet-export ")]
+
+
+@pytest.fixture(scope="module")
+def readers_folder(narrow_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a reader of the README has: a checkpoint, and names for its classes."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "best_model.pth").write_bytes(narrow_checkpoint.read_bytes())
+    (folder / "classes.txt").write_text("background\nliver\nspleen\nleft kidney\nright kidney\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_of_the_readme(line: str, readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the README's order, because later commands read what earlier ones wrote."""
+    monkeypatch.chdir(readers_folder)
+    assert run(shlex.split(line)[1:]) == 0
+    for target in re.findall(r" -o (\S+)", line):
+        assert Path(target).exists()
+    assert not list(readers_folder.rglob(".lhanet-export-*"))
+
+
+def test_what_deploy_leaves(readers_folder: Path) -> None:
+    """Runs after the README's commands: the engine, what vouches for it, and the graphs it came from."""
+    build = readers_folder / "build"
+    manifest = json.loads((build / "lhanet.fp16.rtx3060.engine.json").read_text())
+    assert manifest["engine"]["sha256"] == sha256_of(build / "lhanet.fp16.rtx3060.engine")
+    assert manifest["engine"]["compute_capabilities"] == ["8.6"]
+    assert manifest["engine"]["device_memory"]["activation_bytes"] > 0
+    assert manifest["onnx"]["sha256"] == sha256_of(build / "lhanet.fp16.onnx")
+    assert manifest["checkpoint"]["sha256"] == sha256_of(readers_folder / "best_model.pth")
+    assert manifest["checkpoint"]["epoch"] == 7
+    proof = manifest["verification"]
+    assert proof["fp32"]["passed"] and proof["fp16"]["passed"] and proof["engine"].startswith("not run")
+    shapes = [tuple(case["shape"]) for case in proof["fp16"]["cases"]]
+    assert (48, 96, 96) in shapes
+    other = json.loads((build / "lhanet.fp16.rtx4090.engine.json").read_text())
+    assert other["labels"][1] == "liver" and other["engine"]["compute_capabilities"] == ["8.9"]
+
+
+def _saved(network: LHANet, path: Path) -> Path:
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_deploy_of_an_fp16_overflow_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = rule_network("lightweight", base_channels=8, num_classes=5, seed=6)
+    branch = network.hierarchical_pmsa.pmsa_modules["level_1"].scale_attentions[1]
+    with torch.no_grad():
+        branch.context_conv[1].weight *= 1e5
+        branch.context_conv[1].bias *= 1e5
+        branch.organ_conv.weight /= 1e5
+    checkpoint = _saved(network, tmp_path / "overflow.pth")
+    report = tmp_path / "report.json"
+    assert run(["deploy", str(checkpoint), "-o", str(tmp_path / "build"), "--json", str(report)]) == 2
+    assert list((tmp_path / "build").iterdir()) == []
+    facts = json.loads(report.read_text())
+    assert not facts["passed"] and facts["verifications"]["fp32"]["passed"]
+    assert facts["verifications"]["fp16"]["cases"][0]["nonfinite"] > 0
+    assert "fp16 did not pass, so nothing was written" in capsys.readouterr().err
+
+
+def test_deploy_of_untrained_weights_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    checkpoint = _saved(LHANet.from_preset("lightweight", base_channels=8), tmp_path / "untrained.pth")
+    assert (
+        run(["deploy", str(checkpoint), "-o", str(tmp_path / "build"), "--spatial", "32x64x64:32x64x64:32x64x64"]) == 2
+    )
+    assert list((tmp_path / "build").iterdir()) == []
+    assert "prove nothing" in capsys.readouterr().err
+
+
+def test_trt_converts_an_fp32_graph_and_says_so(
+    narrow_onnx: OnnxArtifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, facts = tmp_path / "model.engine", tmp_path / "facts.json"
+    sizes = "32x48x48:32x48x48:32x48x48"
+    command = ["trt", str(narrow_onnx.path), "-o", str(engine), "--fp16", "--spatial", sizes, "--json", str(facts)]
+    assert run(command) == 0
+    assert "FP32 graph: converting it to FP16 first" in capsys.readouterr().out
+    manifest = json.loads(sidecar_of(engine).read_text())
+    assert manifest["engine"]["precision"] == "fp16"
+    assert json.loads(facts.read_text())["engine"] == manifest["engine"]
+    # The engine cannot be compared here, and verify says why.
+    checkpoint = "preset:lightweight"
+    assert run(["verify", str(engine), "--checkpoint", checkpoint]) == 2
+    assert "another checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["verify", "{onnx}", "--checkpoint", "{resnet}"], 2, "another checkpoint"),
+        (["verify", "{onnx}", "--checkpoint", "{checkpoint}", "--shape", "16x64x64"], 2, "outside the range"),
+        (["verify", "{checkpoint}", "--checkpoint", "{checkpoint}"], 2, "neither an ONNX file nor an engine"),
+        (["onnx", "{checkpoint}", "-o", "{new}", "--spatial", "8x64x64:64x64x64:64x64x64"], 2, "17x17x17"),
+        (["onnx", "{checkpoint}", "-o", "{new}", "--half-io"], 2, "--precision fp16"),
+        (["onnx", "{checkpoint}", "-o", "{new}", "--labels", "{checkpoint}"], 2, "class names"),
+        (["onnx", "missing.pth", "-o", "{new}"], 2, "missing.pth"),
+        (["onnx", "preset:tiny", "-o", "{new}"], 2, "no preset 'tiny'"),
+        (["trt", "{onnx}", "-o", "{new}", "--gpu", "rtx1"], 2, "no recipe 'rtx1'"),
+        (["trt", "{onnx}", "-o", "{new}", "--spatial", "8x8x8:8x8x8:8x8x8"], 2, "8x8x8"),
+        (["trt", "{checkpoint}", "-o", "{new}"], 2, "not an ONNX file"),
+        (["trt", "{onnx}", "-o", "{new}", "--backend", "tensorrt"], 3, "tensorrt"),
+        (["deploy", "{checkpoint}", "-o", "{new}", "--spatial", "8x64x64:64x64x64:64x64x64"], 2, "17x17x17"),
+    ],
+)
+def test_refusals(
+    arguments: list[str], code: int, words: str, narrow_onnx: OnnxArtifact, narrow_checkpoint: Path,
+    narrow_resnet_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Each with its exit code, in words that name the fault, and with nothing written."""
+    files = {
+        "onnx": narrow_onnx.path, "checkpoint": narrow_checkpoint, "resnet": narrow_resnet_checkpoint,
+        "new": tmp_path / "new",
+    }  # fmt: skip
+    assert run([argument.format(**files) for argument in arguments]) == code
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_json_of_verify(narrow_onnx: OnnxArtifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The contract of `verify --json`, on stdout and alone there."""
+    network = rule_network("lightweight", base_channels=8, num_classes=5, seed=6)
+    checkpoint = _saved(network, tmp_path / "weights.pth")
+    graph = tmp_path / "model.onnx"
+    assert run(["onnx", str(checkpoint), "-o", str(graph), "--json", str(tmp_path / "onnx.json")]) == 0
+    assert json.loads((tmp_path / "onnx.json").read_text())["sha256"] == sha256_of(graph)
+    capsys.readouterr()
+    assert run(["verify", str(graph), "--checkpoint", str(checkpoint), "--shape", "33x50x71", "--json", "-"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["passed"] is True and facts["runner"] == "onnxruntime cpu"
+    assert {"relative_l2", "max_abs", "label_agreement", "nonfinite", "shape"} <= facts["cases"][0].keys()
+    assert facts["tolerance"]["relative_l2"] == 1e-5
