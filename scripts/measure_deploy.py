@@ -102,9 +102,9 @@ def section(figures: dict[str, Any]) -> str:
         BEGIN,
         "",
         f"What `lhanet-export deploy {CHECKPOINT}` gave on {figures['date']} on a machine without a GPU "
-        f"({host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB; "
-        f"Python {host['python']}, torch {host['torch']}, ONNX Runtime {host['onnxruntime-gpu']}, TensorRT-RTX {host['tensorrt-rtx']}), in {run['seconds']:.0f} s and "
-        f"{run['peak_rss_bytes'] / 1e9:.1f} GB of memory:",
+        f"({host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB; Python {host['python']}, "
+        f"torch {host['torch']}, ONNX Runtime {host['onnxruntime-gpu']}, TensorRT-RTX {host['tensorrt-rtx']}), "
+        f"in {run['seconds']:.0f} s and {run['peak_rss_bytes'] / 1e9:.1f} GB of memory:",
         "",
         "| against the eager network, worst of its volumes | relative L2 | labels equal |",
         "|---|---|---|",
@@ -129,8 +129,8 @@ def section(figures: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "The engine's memory is what its builder planned; it was not run. The last column is the peak that the network's",
-        "authors report for an RTX 3060 (2025-09-30). Speed on the card was not measured.",
+        "The engine's memory is what its builder planned; it was not run. The last column is the peak that the authors",
+        "of the network report for an RTX 3060 (2025-09-30). Speed on the card was not measured.",
         "",
         END,
     ]

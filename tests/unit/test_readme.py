@@ -70,3 +70,19 @@ def test_results_are_those_of_the_measurement() -> None:
     figures = json.loads(script.FIGURES.read_text(encoding="utf-8"))
     assert script.section(figures) in README
     assert figures["deploy"]["verification"]["fp16"]["passed"]
+
+
+def test_the_table_of_fp16_errors_is_that_of_its_figures() -> None:
+    folder = REPOSITORY / "docs" / "measurements"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    rows = json.loads((folder / "fp16-error.json").read_text(encoding="utf-8"))["rows"]
+    for preset in {row["preset"] for row in rows}:
+        mine = [row for row in rows if row["preset"] == preset]
+        cells = []
+        for suffix in ("", "_without"):
+            error = max(row[f"relative_l2{suffix}"] for row in mine)
+            labels = min(row[f"labels_equal{suffix}"] for row in mine)
+            cells += [f"{error:.1e}", f"{100 * labels:.3f} %"]
+        if cells[:2] == cells[2:]:
+            cells[2:] = ["the same", "the same"]
+        assert f"| {preset} | {' | '.join(cells)} |" in text
