@@ -6,6 +6,7 @@ from typing import Any
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import Shape
+from lhanet_export.strict import Node
 
 #: The classes of AMOS22 in the order of its labels (https://amos22.grand-challenge.org).
 AMOS_LABELS = (
@@ -25,10 +26,11 @@ def default_labels(num_classes: int) -> tuple[str, ...]:
 def read_labels(path: Path, num_classes: int) -> tuple[str, ...]:
     """Class names from a text file, one a line, background first; as many as the network has classes."""
     try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RefusedInput(f"cannot read class names from {path}: {error}") from error
-    if len(names) != num_classes or not all(name.strip() for name in names) or len(set(names)) != len(names):
+    names = tuple(Node(line.strip(), path, f"line {index}").label() for index, line in enumerate(lines, start=1))
+    if len(names) != num_classes or len(set(names)) != len(names):
         raise RefusedInput(
             f"{path} must hold {num_classes} different class names, one a line, background first; "
             f"found {len(names)} lines"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lhanet_export.conventions import read_labels
-from lhanet_export.engine.build import engine_from_onnx
+from lhanet_export.engine.build import check_machine, engine_from_onnx
 from lhanet_export.engine.manifest import Manifest, manifest_of, publish_engine
-from lhanet_export.engine.plan import EnginePlan, plan_engine
+from lhanet_export.engine.plan import EnginePlan, check_backend, plan_engine
 from lhanet_export.engine.recipes import Recipe
 from lhanet_export.errors import GateFailed
 from lhanet_export.export.artifact import OnnxArtifact
@@ -83,6 +83,8 @@ def deploy(
     Without `spatial` the engine serves the recipe's sizes. `seed` chooses the volumes to compare on.
     `DeployFailed` when a comparison fails; then, as after any other error, nothing in `folder` has changed.
     """
+    check_backend(recipe, backend)
+    check_machine(backend)
     with progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
     sizes = spatial or recipe.spatial.within(default_range(network))

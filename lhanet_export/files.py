@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,12 @@ def staged(*targets: Path) -> Iterator[tuple[Path, ...]]:
     folder = targets[0].parent
     if any(target.parent != folder for target in targets):
         raise ValueError(f"targets lie in different folders: {', '.join(map(str, targets))}")
-    with staging_folder(folder) as staging:
-        yield tuple(staging / target.name for target in targets)
-        for target in targets:
-            _publish(staging / target.name, target)
+    for target in targets:
+        check_output_path(target)
+    with scratch_folder(folder) as scratch:
+        yield tuple(scratch / target.name for target in targets)
+        with _written(folder):
+            _publish([(scratch / target.name, target) for target in targets])
 
 
 @contextmanager
@@ -67,21 +71,58 @@ def staging_folder(folder: Path) -> Iterator[Path]:
     JSON files come last, because they vouch for the others. If the block fails, nothing in `folder`
     changes and the temporary folder is gone. A full disk or a read-only folder raises `EnvironmentLacks`.
     """
+    with scratch_folder(folder) as scratch:
+        yield scratch
+        made = sorted(scratch.iterdir(), key=lambda path: (path.suffix == ".json", path.name))
+        with _written(folder):
+            _publish([(path, folder / path.name) for path in made])
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`, on the disk that the results go to; gone afterwards, whatever happens.
+
+    `folder` is made if it is missing, and removed again if the block fails and left it empty. What
+    a killed process of this machine left there is removed first. `EnvironmentLacks` where nothing can be written.
+    """
+    is_new = not folder.exists()
     with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=folder)
-    with staging as name:
-        try:
-            yield Path(name)
-        except OSError as error:
-            # Reading an input can fail in the block, too; these are what writing fails with.
-            if error.errno not in _WRITE_ERRORS:
-                raise
-            raise _cannot_write(folder, error) from error
-        with _written(folder):
-            for path in sorted(Path(name).iterdir(), key=lambda path: (path.suffix == ".json", path.name)):
-                _publish(path, folder / path.name)
-            _flush(folder)
+        _sweep(folder)
+        prefix = f"{STAGING_PREFIX}{socket.gethostname()}-{os.getpid()}-"
+        scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=folder)
+    try:
+        with scratch as name:
+            try:
+                yield Path(name)
+            except OSError as error:
+                # Reading an input can fail in the block, too; these are what writing fails with.
+                if error.errno not in _WRITE_ERRORS:
+                    raise
+                raise _cannot_write(folder, error) from error
+    except BaseException:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary folders of processes of this machine that are no more."""
+    mine = f"{STAGING_PREFIX}{socket.gethostname()}-"
+    for path in folder.glob(f"{mine}*"):
+        owner = path.name.removeprefix(mine).partition("-")[0]
+        if owner.isdigit() and not _is_running(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it belongs to somebody else
+    return True
 
 
 @contextmanager
@@ -96,9 +137,14 @@ def _cannot_write(folder: Path, error: OSError) -> EnvironmentLacks:
     return EnvironmentLacks(f"cannot write into {folder}: {error.strerror or error}")
 
 
-def _publish(path: Path, target: Path) -> None:
-    _flush(path)
-    os.replace(path, target)
+def _publish(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Rename each file to its target, in order, after everything that can be known to fail has been checked."""
+    for path, target in pairs:
+        check_output_path(target)
+        _flush(path)
+    for path, target in pairs:
+        os.replace(path, target)
+    _flush(pairs[0][1].parent)
 
 
 def _flush(path: Path) -> None:

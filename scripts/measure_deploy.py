@@ -54,6 +54,7 @@ def measure() -> dict[str, Any]:
         started = time.monotonic()
         deployed = command("deploy", CHECKPOINT, "-o", str(folder / "build"), folder=folder)
         seconds = time.monotonic() - started
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         fp16 = deployed["onnx"]["fp16"]["file"]
         smaller = command("trt", fp16, "-o", str(folder / "small.engine"), "--spatial", SMALLER, folder=folder)
     manifest = deployed["manifest"]
@@ -63,7 +64,7 @@ def measure() -> dict[str, Any]:
         "deploy": {
             "seconds": round(seconds, 1),
             # The largest process of the run: the command itself or the child that builds.
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+            "peak_rss_bytes": peak,
             "checkpoint": deployed["checkpoint"],
             "verification": manifest["verification"],
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,10 +41,13 @@ def onnx(
     """
     from lhanet_export.conventions import read_labels
     from lhanet_export.export.onnx_from_network import ExportOptions, onnx_from_network
+    from lhanet_export.files import scratch_folder
     from lhanet_export.inference.target import Target
     from lhanet_export.model.checkpoint import open_checkpoint
     from lhanet_export.precision.convert import fp16_from_fp32
 
+    if target.suffix != ".onnx":
+        raise RefusedInput(f"{target} should end in .onnx: readers tell the format by it")
     if half_io and precision != "fp16":
         raise RefusedInput("--half-io belongs to --precision fp16")
     with show.progress.step(f"load {checkpoint}"):
@@ -58,9 +60,8 @@ def onnx(
     if precision == "fp32":
         artifact = onnx_from_network(network, identity.as_json(), target, options, show.progress)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".lhanet-export-") as folder:
-            whole = onnx_from_network(network, identity.as_json(), Path(folder) / "fp32.onnx", options, show.progress)
+        with scratch_folder(target.parent) as folder:
+            whole = onnx_from_network(network, identity.as_json(), folder / "fp32.onnx", options, show.progress)
             artifact, report = fp16_from_fp32(whole, target, half_io=half_io, progress=show.progress)
     _say(artifact, report, show)
 

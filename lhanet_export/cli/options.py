@@ -6,7 +6,7 @@ Imports no library but click: a command's `--help` is as light as the list of co
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import click
 
 from lhanet_export.cli.show import STDOUT, Show
 from lhanet_export.errors import RefusedInput
-from lhanet_export.files import check_output_path
+from lhanet_export.files import check_output_path, sidecar_of
 from lhanet_export.inference.target import HEADS, OUTPUTS
 from lhanet_export.shapes import Shape, SpatialRange, parse_shape
 
@@ -68,6 +68,21 @@ class BatchType(click.ParamType):
         if not (str(value).isascii() and str(value).isdigit() and 1 <= int(value) <= 1024):
             self.fail(f"'{value}' is not a batch size; write 1 to 1024, or 'dynamic'", param, ctx)
         return int(value)
+
+
+class BatchRangeType(click.ParamType):
+    """Batch sizes as `MIN:OPT:MAX`, or one number for all three."""
+
+    name = "MIN:OPT:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":") if ":" in value else [value] * 3
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
+            self.fail(f"'{value}' is not a batch range; write MIN:OPT:MAX, as in 1:1:2, or one number", param, ctx)
+        low, best, high = map(int, parts)
+        return low, best, high
 
 
 class Command(click.Command):
@@ -199,3 +214,6 @@ def _check_paths(command: click.Command, ctx: click.Context) -> None:
     for one, other in combinations(written, 2):
         if one.absolute() == other.absolute():
             raise RefusedInput(f"{one} is named for two results of this command; name another file")
+    for path, owner in product(written, (*written, *read)):
+        if path.absolute() in (sidecar_of(owner).absolute(), owner.with_name(owner.name + ".data").absolute()):
+            raise RefusedInput(f"{path} belongs to {owner} and is not free for another result; name another file")

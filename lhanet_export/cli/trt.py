@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
 
 from lhanet_export.cli.options import (
+    BatchRangeType,
     backend_option,
     command,
     file_argument,
@@ -28,10 +28,15 @@ from lhanet_export.shapes import SpatialRange
 @gpu_option
 @backend_option
 @spatial_option("By default the sizes of the card's recipe, as far as the graph serves them.")
+@click.option(
+    "--batch", type=BatchRangeType(), metavar="MIN:OPT:MAX",
+    help="Volumes in one call, for graphs of --batch dynamic. By default the graph's, or 1.",
+)  # fmt: skip
 @json_option
 def trt(
-    model: Path, target: Path, fp16: bool, gpu: str, backend: str, spatial: SpatialRange | None, show: Show
-) -> None:
+    model: Path, target: Path, fp16: bool, gpu: str, backend: str, spatial: SpatialRange | None,
+    batch: tuple[int, int, int] | None, show: Show,
+) -> None:  # fmt: skip
     """Build an engine from MODEL, an ONNX file of this toolkit.
 
     The backend tensorrt-rtx builds on any machine, tensorrt on a machine with the GPU. Precision is
@@ -43,19 +48,20 @@ def trt(
     from lhanet_export.engine.plan import plan_engine
     from lhanet_export.engine.recipes import recipe_named
     from lhanet_export.export.artifact import read_onnx
+    from lhanet_export.files import scratch_folder
     from lhanet_export.precision.convert import fp16_from_fp32
 
     recipe = recipe_named(gpu)
     artifact = read_onnx(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".lhanet-export-") as name:
-        folder, report = Path(name), None
+    with scratch_folder(target.parent) as folder:
+        report = None
         if fp16 and artifact.precision == "fp32":
             show.line(f"{model} is an FP32 graph: converting it to FP16 first")
             artifact, report = fp16_from_fp32(artifact, folder / "fp16.onnx", progress=show.progress)
-        plan = plan_engine(artifact.path, artifact.as_json(), recipe=recipe, backend=backend, spatial=spatial)
+        facts = artifact.as_json()
+        plan = plan_engine(artifact.path, facts, recipe=recipe, backend=backend, spatial=spatial, batch=batch)
         built = engine_from_onnx(plan, folder, progress=show.progress)
-        manifest = manifest_of(plan, built, artifact.as_json(), verification={"engine": "not compared yet"})
+        manifest = manifest_of(plan, built, facts, verification={"engine": "not compared yet"})
         publish_engine(built.path, manifest, target)
     if report is not None:
         show.table("FP16", report.rows())

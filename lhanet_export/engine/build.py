@@ -14,10 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lhanet_export.engine.backends import BACKENDS
+from lhanet_export.engine.backends import BACKENDS, load_module
+from lhanet_export.engine.gpu import find_gpus
 from lhanet_export.engine.plan import EnginePlan
 from lhanet_export.errors import EnvironmentLacks, LhanetExportError, RefusedInput
 from lhanet_export.files import write_json
@@ -62,6 +64,18 @@ class BuiltEngine:
     def planned_bytes(self) -> int:
         """Weights and activations together, as far as they are known."""
         return (self.weights_bytes or 0) + (self.activation_bytes or 0)
+
+
+def check_machine(backend: str) -> None:
+    """Raise `EnvironmentLacks` at once where the backend's package is missing, or the GPU that it builds on."""
+    facts = BACKENDS[backend]
+    if find_spec(facts.module) is None:
+        load_module(facts)  # raises, in words that say what to install
+    if not facts.builds_without_gpu and not find_gpus():
+        raise EnvironmentLacks(
+            f"{facts.title} builds on the GPU that the engine is for, and there is none here, or no driver for it; "
+            "tensorrt-rtx builds without one"
+        )
 
 
 def engine_from_onnx(plan: EnginePlan, folder: Path, *, progress: Progress = SILENT) -> BuiltEngine:

@@ -15,7 +15,7 @@ from lhanet_export.strict import Node
 
 #: The one input of every graph of this toolkit.
 INPUT_NAME = "image"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16")
 _LARGEST_BATCH = 1024
 
 Batch = tuple[int, int, int]
@@ -124,6 +124,17 @@ def plan_engine(
         batch=_batch_of(onnx, known.take_if("batch", lambda node: node.integer(1, _LARGEST_BATCH)), batch),
         memory_bytes=recipe.memory_bytes,
     )
+
+
+def check_backend(recipe: Recipe, backend: str) -> None:
+    """Raise `RefusedInput` if the backend is unknown or does not build for the recipe's GPU."""
+    if backend not in BACKENDS:
+        raise RefusedInput(f"there is no backend '{backend}'; choose one of {', '.join(BACKENDS)}")
+    if backend not in recipe.backends:
+        raise RefusedInput(
+            f"recipe '{recipe.name}' ({recipe.title}) is not for {backend}; "
+            f"it builds with {' or '.join(recipe.backends)}"
+        )
 
 
 def _batch_of(onnx: Path, exported: int | None, wanted: Batch | None) -> Batch:

@@ -76,6 +76,7 @@ def save_onnx(model: ir.Model, path: Path, facts: dict[str, Any]) -> OnnxArtifac
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     external = external_data_of(path) if size > INLINE_LIMIT_BYTES else None
     targets = [target for target in (external, path, sidecar_of(path)) if target is not None]
+    replaced = _recorded_weights(path)
     with staged(*targets) as temporary:
         *weights, graph, sidecar = temporary
         ir.save(model, graph, external_data=weights[0].name if weights else None)
@@ -86,9 +87,18 @@ def save_onnx(model: ir.Model, path: Path, facts: dict[str, Any]) -> OnnxArtifac
             }  # fmt: skip
         opset = model.opset_imports[""]
         write_json(sidecar, {**hashes, "opset": opset, **facts})
-    if external is None:
-        external_data_of(path).unlink(missing_ok=True)
+    if external is None and replaced is not None:
+        replaced.unlink(missing_ok=True)
     return OnnxArtifact(path=path, sha256=hashes["sha256"], opset=opset, facts=facts)
+
+
+def _recorded_weights(path: Path) -> Path | None:
+    """The weights' file of the ONNX file that is there now, if its sidecar says that it has one."""
+    try:
+        recorded = read_json(sidecar_of(path))
+    except RefusedInput:
+        return None  # there is none, or nothing can be learned from it
+    return external_data_of(path) if "external_data" in recorded else None
 
 
 def external_data_of(path: Path) -> Path:
@@ -104,7 +114,7 @@ def read_onnx(path: Path) -> OnnxArtifact:
     as it is, with a warning: nothing can tell then whether a weight was flipped.
     """
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError:
         raise RefusedInput(f"there is no file {path}") from None
     except OSError as error:
@@ -115,10 +125,10 @@ def read_onnx(path: Path) -> OnnxArtifact:
     strange = sorted({node.op_type for node in proto.graph.node if node.domain or node.op_type not in KNOWN_OPERATORS})
     if strange:
         raise RefusedInput(f"{path} holds operators that LHA-Net does not have: {', '.join(strange[:8])}")
-    _check_external_names(path, proto)
+    has_external_weights = _has_external_weights(path, proto)
     sha256 = sha256_of(path)
     if sidecar_of(path).exists():
-        _check_hashes(path, sha256)
+        _check_hashes(path, sha256, has_external_weights)
     else:
         logger.warning("%s has no sidecar %s: its bytes cannot be checked", path, sidecar_of(path).name)
     return OnnxArtifact(path=path, sha256=sha256, opset=_opset_of(path, proto), facts=facts)
@@ -140,6 +150,8 @@ def _facts_in(path: Path, proto: onnx.ModelProto) -> dict[str, Any]:
     known.take("schema").integer(SCHEMA, SCHEMA)
     known.take("precision").one_of(PRECISIONS)
     Target(head=known.take("head").text(), output=known.take("output").text())
+    if "batch" not in facts:
+        raise RefusedInput(f"{path}: key 'batch' is missing")
     known.take_if("batch", lambda batch: batch.integer(1))
     known.take("spatial").spatial()
     known.take("labels").list_of(Node.label, at_least=2)
@@ -157,8 +169,8 @@ def _opset_of(path: Path, proto: onnx.ModelProto) -> int:
     return int(versions[0])
 
 
-def _check_external_names(path: Path, proto: onnx.ModelProto) -> None:
-    """External weights may only be the one file that this toolkit writes, a regular file beside the graph."""
+def _has_external_weights(path: Path, proto: onnx.ModelProto) -> bool:
+    """Whether weights lie outside; only in the one file that this toolkit writes, a regular file beside the graph."""
     names = {
         entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
@@ -170,17 +182,18 @@ def _check_external_names(path: Path, proto: onnx.ModelProto) -> None:
         )
     if names and (expected.is_symlink() or not expected.is_file()):
         raise RefusedInput(f"the weights of {path} are missing: {expected.name} should lie beside it as a regular file")
+    return bool(names)
 
 
-def _check_hashes(path: Path, sha256: str) -> None:
-    recorded = read_json(sidecar_of(path))
-    pairs = [(path, recorded.get("sha256"), sha256)]
-    if external := recorded.get("external_data"):
+def _check_hashes(path: Path, sha256: str, has_external_weights: bool) -> None:
+    recorded = Node(read_json(sidecar_of(path)), sidecar_of(path)).object()
+    pairs = [(path, recorded.take("sha256").sha256(), sha256)]
+    if has_external_weights:
         weights = external_data_of(path)
-        pairs.append((weights, external.get("sha256"), sha256_of(weights)))
+        pairs.append((weights, recorded.take("external_data").object().take("sha256").sha256(), sha256_of(weights)))
     for file, want, have in pairs:
         if want != have:
             raise RefusedInput(
                 f"{file} is not the file that {sidecar_of(path).name} describes (sha256 {have[:12]}..., "
-                f"recorded {str(want)[:12]}...); export it again"
+                f"recorded {want[:12]}...); export it again"
             )

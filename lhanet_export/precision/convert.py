@@ -26,7 +26,7 @@ def fp16_from_fp32(
         if report.overflowing:
             named = ", ".join(f"{loss.name} (largest {loss.largest:.3g})" for loss in report.overflowing[:8])
             raise RefusedInput(
-                f"{len(report.overflowing)} weights of {source.path} are beyond FP16's range of 65,504: {named}. "
+                f"{len(report.overflowing)} weight tensors are beyond FP16's range of 65,504: {named}. "
                 "Use --precision fp32"
             )
         facts = {**source.facts, "precision": "fp16", "half_io": half_io, "parent_sha256": source.sha256}

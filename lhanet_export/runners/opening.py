@@ -46,7 +46,11 @@ class Opened:
 
 
 def runner_of(path: Path) -> Opened:
-    """The runner of an ONNX file (ONNX Runtime on the CPU), or of an engine with its manifest (its own backend)."""
+    """The runner of an ONNX file (ONNX Runtime on the CPU), or of an engine with its manifest (its own backend).
+
+    For an engine whose GPU is not here this raises `EnvironmentLacks` or `RefusedInput` at once, before
+    anybody computes a reference to compare it with.
+    """
     if path.suffix == ".onnx":
         artifact = read_onnx(path)
         return Opened(
@@ -62,10 +66,12 @@ def runner_of(path: Path) -> Opened:
             f"{path} is neither an ONNX file nor an engine: there is no manifest {sidecar_of(path).name}"
         )
     manifest = read_manifest(path)
+    runner = TensorRTRunner(path)
+    runner.matching_gpu()
     (output,) = manifest.engine.outputs
     batch = manifest.engine.inputs[0].shape[0]
     return Opened(
-        runner=TensorRTRunner(path),
+        runner=runner,
         target=Target(head=manifest.onnx_head, output=output.name),
         precision=manifest.engine.precision,
         spatial=manifest.engine.profiles[0],

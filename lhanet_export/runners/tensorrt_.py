@@ -117,7 +117,7 @@ class TensorRTRunner:
         return self._session.infer(image, profile)
 
     def __enter__(self) -> Self:
-        gpu = self._matching_gpu()
+        gpu = self.matching_gpu()
         trt = load_module(self._backend) if self._module is None else self._module
         if trt.__version__ != self._facts.backend_version:
             raise RefusedInput(
@@ -129,7 +129,8 @@ class TensorRTRunner:
         self.name = f"{self._backend.name} {self._facts.precision} on {gpu.name}"
         return self
 
-    def _matching_gpu(self) -> Gpu:
+    def matching_gpu(self) -> Gpu:
+        """The GPU that the engine would run on; `EnvironmentLacks` without one, `RefusedInput` for another kind."""
         gpus = find_gpus() if self._gpus is None else self._gpus
         if not gpus:
             raise EnvironmentLacks(

@@ -27,6 +27,8 @@ class Difference:
     peak: float | None
     label_agreement: float
     dice: dict[int, float]
+    #: The share of the voxels that each of these classes has in the reference.
+    shares: dict[int, float]
     nonfinite: int
     seconds: float
 
@@ -34,7 +36,8 @@ class Difference:
         """The same facts as JSON values; a number that is not finite becomes null."""
         facts = asdict(self)
         facts["shape"] = list(self.shape)
-        facts["dice"] = {str(index): value for index, value in self.dice.items()}
+        for key in ("dice", "shares"):
+            facts[key] = {str(index): value for index, value in facts[key].items()}
         return {
             key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in facts.items()
         }
@@ -51,6 +54,7 @@ def difference(case: Case, logits: np.ndarray, candidate: np.ndarray, output: st
         return Difference(
             shape=case.shape, kind=case.kind, relative_l2=None, max_abs=None, mean_abs=None, peak=None,
             label_agreement=float((candidate == labels).mean()), dice=dice_per_class(labels, candidate),
+            shares=class_shares(labels),
             nonfinite=0, seconds=seconds,
         )  # fmt: skip
     reference = _softmax(logits) if output == "probabilities" else logits
@@ -67,6 +71,7 @@ def difference(case: Case, logits: np.ndarray, candidate: np.ndarray, output: st
         peak=float(np.abs(reference).max()),
         label_agreement=float((candidate_labels == labels).mean()),
         dice=dice_per_class(labels, candidate_labels),
+        shares=class_shares(labels),
         nonfinite=int(np.count_nonzero(~np.isfinite(candidate))),
         seconds=seconds,
     )
@@ -91,6 +96,12 @@ def dice_per_class(reference: np.ndarray, candidate: np.ndarray) -> dict[int, fl
             2 * np.count_nonzero(mine & other) / (np.count_nonzero(mine) + np.count_nonzero(other))
         )
     return result
+
+
+def class_shares(labels: np.ndarray) -> dict[int, float]:
+    """The share of the voxels that each class of a label map has."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return dict(zip(classes.tolist(), (counts / labels.size).tolist(), strict=True))
 
 
 def logit_dependence(first: np.ndarray, second: np.ndarray) -> float:

@@ -25,6 +25,8 @@ from lhanet_export.model.rule import rule_image, rule_network
 from lhanet_export.runners.eager import EagerRunner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.shapes import Shape, SpatialRange
+from lhanet_export.verify.gate import TOLERANCES, reference_for, verify
+from lhanet_export.verify.inputs import cases_for
 from tests.cpu.conftest import CHECKPOINT
 
 SIZES: list[Shape] = [
@@ -155,6 +157,8 @@ def test_checkers_accept_the_file(narrow_onnx: OnnxArtifact, narrow_fp16: OnnxAr
 
 def test_dynamic_batch(narrow_network: LHANet, tmp_path: Path) -> None:
     artifact = onnx_from_network(narrow_network, CHECKPOINT, tmp_path / "batch.onnx", ExportOptions(batch=None))
+    reference = reference_for(EagerRunner(narrow_network), cases_for([(33, 40, 51)], batch=None))
+    assert verify(OnnxRuntimeRunner(artifact), reference, TOLERANCES["fp32"]).passed
     pair = rule_image((33, 40, 51), 3, batch=2)
     with OnnxRuntimeRunner(artifact) as runner:
         together = runner.infer(pair)

@@ -1,5 +1,6 @@
 """The gate passes the network that was trained, and refuses everything else it is there for."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lhanet_export.errors import GateFailed
+from lhanet_export.errors import EnvironmentLacks, GateFailed
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.export.onnx_from_network import onnx_from_network
 from lhanet_export.model import pmsa
@@ -79,9 +80,9 @@ def test_fp16_overflow_is_refused(tmp_path: Path) -> None:
     network = rule_network("lightweight", base_channels=8, num_classes=5, seed=6)
     branch = network.hierarchical_pmsa.pmsa_modules["level_1"].scale_attentions[1]
     with torch.no_grad():
-        branch.context_conv[1].weight *= 1e5
-        branch.context_conv[1].bias *= 1e5
-        branch.organ_conv.weight /= 1e5
+        branch.context_conv[1].weight *= 6e4
+        branch.context_conv[1].bias *= 6e4
+        branch.organ_conv.weight /= 6e4
     reference = reference_for(EagerRunner(network), cases_for([(33, 50, 71)]))
     whole = onnx_from_network(network, CHECKPOINT, tmp_path / "fp32.onnx")
     half, _ = fp16_from_fp32(whole, tmp_path / "fp16.onnx")
@@ -187,9 +188,49 @@ def test_a_reference_that_ignores_its_input_proves_nothing(reference: Reference)
         logits=tuple(logits + 1e3 * (np.arange(5) == 2).reshape(1, 5, 1, 1, 1) for logits in reference.logits),
     )
     for useless in (constant, flat, one_label):
-        verification = verify_answer(useless, lambda logits: logits)
-        assert not verification.passed
-        assert any("prove nothing" in failure for failure in verification.failures)
+        for output, answer in (("logits", lambda logits: logits), ("labels", lambda logits: logits.argmax(1))):
+            verification = verify_answer(useless, answer, output)
+            assert not verification.passed
+            assert any("prove nothing" in failure for failure in verification.failures)
+
+
+def test_a_reference_that_is_not_finite_is_no_reference(reference: Reference) -> None:
+    broken = replace(reference, logits=tuple(logits * np.nan for logits in reference.logits))
+    verification = verify_answer(broken, lambda logits: logits)
+    assert "nothing can be compared" in verification.failures[0]
+    json.dumps(verification.as_json(), allow_nan=False)
+
+
+def test_a_vanished_organ_is_refused(reference: Reference) -> None:
+    """A class of half a per cent of the voxels can go without moving the share of equal labels much."""
+    logits = tuple(volume.copy() for volume in reference.logits)
+    for volume in logits:
+        volume[:, :, 10:15, 10:20, 10:20] = 20 * (np.arange(5) == 3).reshape(1, 5, 1, 1, 1)
+    planted = replace(reference, logits=logits)
+
+    def vanish(volume: np.ndarray) -> np.ndarray:
+        without = volume.copy()
+        without[:, 3] = -100
+        return without.argmax(1)
+
+    changed = tuple(volume.copy() for volume in logits)
+    for volume in changed:
+        # Nowhere else is class 3 the largest, so that it is as small as planted.
+        volume[:, 3][volume[:, 3] < 20] = -100
+    planted = replace(planted, logits=changed)
+    answers = _answers(planted)
+    runner = StubRunner(lambda image: vanish(answers[image.tobytes()]))
+    verification = verify(runner, planted, TOLERANCES["fp16"], output="labels")
+    assert all(case.label_agreement >= 0.99 for case in verification.differences)
+    assert any("class 3 has a Dice of 0.000" in failure for failure in verification.failures)
+
+
+def test_a_machine_that_cannot_run_the_artifact_says_nothing_about_it(reference: Reference) -> None:
+    def lacking(logits: np.ndarray) -> np.ndarray:
+        raise EnvironmentLacks("no GPU")
+
+    with pytest.raises(EnvironmentLacks, match="no GPU"):
+        verify_answer(reference, lacking)
 
 
 def test_untrained_weights_are_not_called_a_pass(tmp_path: Path) -> None:
@@ -220,3 +261,6 @@ def test_volumes_are_seeded_unlike_and_standardized() -> None:
         assert abs(case.image.mean()) < 1e-4 and abs(case.image.std() - 1) < 1e-3
         np.testing.assert_array_equal(case.image, case.image)
     assert not np.array_equal(cases[0].image, cases[1].image)
+    assert [case.batch for case in cases_for([(33, 50, 71), (48, 64, 64)], batch=None)] == [2, 2, 1]
+    pair = cases_for([(33, 50, 71)], batch=2)[0].image
+    assert pair.shape[0] == 2 and not np.array_equal(pair[0], pair[1])
