@@ -90,9 +90,11 @@ def deploy(
     sizes = spatial or recipe.spatial.within(default_range(network))
     sizes.check_network(network.preset.smallest_side)
     labels = read_labels(labels_file, network.num_classes) if labels_file else None
+    # Files of one card belong together: sizes and class names may be others for the next card.
+    stem = f"lhanet.{recipe.name}"
     with staging_folder(folder) as staging:
         options = ExportOptions(target=Target(), spatial=sizes, labels=labels)
-        artifact = onnx_from_network(network, identity.as_json(), staging / "lhanet.fp32.onnx", options, progress)
+        artifact = onnx_from_network(network, identity.as_json(), staging / f"{stem}.fp32.onnx", options, progress)
         reference = reference_for(reference_runner(network, Target()), cases_for(shapes_in(sizes), seed=seed), progress)
         # The comparisons and the build need the memory that the eager network holds.
         del network
@@ -100,10 +102,10 @@ def deploy(
         proof = _Proof(reference, progress)
         proof.require("fp32", OnnxRuntimeRunner(artifact), "fp32")
         if precision == "fp16":
-            artifact, report = fp16_from_fp32(artifact, staging / "lhanet.fp16.onnx", progress=progress)
+            artifact, report = fp16_from_fp32(artifact, staging / f"{stem}.fp16.onnx", progress=progress)
             artifacts["fp16"] = artifact
             proof.require("fp16", OnnxRuntimeRunner(artifact), "fp16")
-        engine = staging / f"lhanet.{precision}.{recipe.name}.engine"
+        engine = staging / f"{stem}.{precision}.engine"
         plan = plan_engine(artifact.path, artifact.as_json(), recipe=recipe, backend=backend, spatial=sizes)
         manifest = _build(plan, artifact, engine, proof)
     return Deployment(

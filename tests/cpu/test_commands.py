@@ -41,18 +41,18 @@ def test_commands_of_the_readme(line: str, readers_folder: Path, monkeypatch: py
 def test_what_deploy_leaves(readers_folder: Path) -> None:
     """Runs after the README's commands: the engine, what vouches for it, and the graphs it came from."""
     build = readers_folder / "build"
-    manifest = json.loads((build / "lhanet.fp16.rtx3060.engine.json").read_text())
-    assert manifest["engine"]["sha256"] == sha256_of(build / "lhanet.fp16.rtx3060.engine")
+    manifest = json.loads((build / "lhanet.rtx3060.fp16.engine.json").read_text())
+    assert manifest["engine"]["sha256"] == sha256_of(build / "lhanet.rtx3060.fp16.engine")
     assert manifest["engine"]["compute_capabilities"] == ["8.6"]
     assert manifest["engine"]["device_memory"]["activation_bytes"] > 0
-    assert manifest["onnx"]["sha256"] == sha256_of(build / "lhanet.fp16.onnx")
+    assert manifest["onnx"]["sha256"] == sha256_of(build / "lhanet.rtx3060.fp16.onnx")
     assert manifest["checkpoint"]["sha256"] == sha256_of(readers_folder / "best_model.pth")
     assert manifest["checkpoint"]["epoch"] == 7
     proof = manifest["verification"]
     assert proof["fp32"]["passed"] and proof["fp16"]["passed"] and proof["engine"].startswith("not run")
     shapes = [tuple(case["shape"]) for case in proof["fp16"]["cases"]]
     assert (48, 96, 96) in shapes
-    other = json.loads((build / "lhanet.fp16.rtx4090.engine.json").read_text())
+    other = json.loads((build / "lhanet.rtx4090.fp16.engine.json").read_text())
     assert other["labels"][1] == "liver" and other["engine"]["compute_capabilities"] == ["8.9"]
 
 
