@@ -100,13 +100,7 @@ def plan_engine(
     known = Node(dict(facts), onnx).object()
     precision = known.take("precision").one_of(PRECISIONS)
     exported = known.take_if("spatial", Node.spatial)
-    if backend not in BACKENDS:
-        raise RefusedInput(f"there is no backend '{backend}'; choose one of {', '.join(BACKENDS)}")
-    if backend not in recipe.backends:
-        raise RefusedInput(
-            f"recipe '{recipe.name}' ({recipe.title}) is not for {backend}; "
-            f"it builds with {' or '.join(recipe.backends)}"
-        )
+    check_backend(recipe, backend)
     if spatial is not None and exported is not None and not (spatial.min in exported and spatial.max in exported):
         raise RefusedInput(
             f"sizes {spatial} go beyond {exported}, for which {onnx} was exported; "

@@ -61,14 +61,10 @@ def _saved(network: LHANet, path: Path) -> Path:
     return path
 
 
-def test_deploy_of_an_fp16_overflow_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    network = rule_network("lightweight", base_channels=8, num_classes=5, seed=6)
-    branch = network.hierarchical_pmsa.pmsa_modules["level_1"].scale_attentions[1]
-    with torch.no_grad():
-        branch.context_conv[1].weight *= 6e4
-        branch.context_conv[1].bias *= 6e4
-        branch.organ_conv.weight /= 6e4
-    checkpoint = _saved(network, tmp_path / "overflow.pth")
+def test_deploy_of_an_fp16_overflow_leaves_nothing(
+    overflowing_network: LHANet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = _saved(overflowing_network, tmp_path / "overflow.pth")
     report = tmp_path / "report.json"
     assert run(["deploy", str(checkpoint), "-o", str(tmp_path / "build"), "--json", str(report)]) == 2
     assert not (tmp_path / "build").exists()

@@ -75,16 +75,9 @@ def test_resize_by_size_is_refused_at_the_training_patch(
     assert any("at 48x96x96" in failure and "relative L2" in failure for failure in verification.failures)
 
 
-def test_fp16_overflow_is_refused(tmp_path: Path) -> None:
-    """A convolution scaled up before one scaled down: the same function in FP32, infinite in FP16."""
-    network = rule_network("lightweight", base_channels=8, num_classes=5, seed=6)
-    branch = network.hierarchical_pmsa.pmsa_modules["level_1"].scale_attentions[1]
-    with torch.no_grad():
-        branch.context_conv[1].weight *= 6e4
-        branch.context_conv[1].bias *= 6e4
-        branch.organ_conv.weight /= 6e4
-    reference = reference_for(EagerRunner(network), cases_for([(33, 50, 71)]))
-    whole = onnx_from_network(network, CHECKPOINT, tmp_path / "fp32.onnx")
+def test_fp16_overflow_is_refused(overflowing_network: LHANet, tmp_path: Path) -> None:
+    reference = reference_for(EagerRunner(overflowing_network), cases_for([(33, 50, 71)]))
+    whole = onnx_from_network(overflowing_network, CHECKPOINT, tmp_path / "fp32.onnx")
     half, _ = fp16_from_fp32(whole, tmp_path / "fp16.onnx")
     assert verify_onnx(whole, reference).passed
     verification = verify_onnx(half, reference)
