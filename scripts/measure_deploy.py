@@ -114,7 +114,7 @@ def section(figures: dict[str, Any]) -> str:
         cases = run["verification"][kind]["cases"]
         error = max(case["relative_l2"] for case in cases)
         labels = min(case["label_agreement"] for case in cases)
-        lines.append(f"| {kind.upper()} graph, {len(cases)} volumes | {error:.1e} | {labels:.3%} |")
+        lines.append(f"| {kind.upper()} graph, {len(cases)} volumes | {error:.1e} | {labels:.4%} |")
     lines += [
         "",
         "| FP16 engine for an RTX 3060, device memory | weights | activations | together | eager PyTorch FP32 |",
