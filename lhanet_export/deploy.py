@@ -6,7 +6,6 @@ the files get their names in the target folder.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from lhanet_export.engine.recipes import Recipe
 from lhanet_export.errors import GateFailed
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.export.onnx_from_network import ExportOptions, default_range, onnx_from_network
-from lhanet_export.files import staging_folder
+from lhanet_export.files import scratch_folder, staging_folder
 from lhanet_export.inference.target import Target
 from lhanet_export.model.checkpoint import CheckpointIdentity, open_checkpoint
 from lhanet_export.precision.convert import fp16_from_fp32
@@ -141,8 +140,8 @@ class _Proof:
 
 def _build(plan: EnginePlan, artifact: OnnxArtifact, target: Path, proof: _Proof) -> Manifest:
     """Build the engine, compare it where its GPU is, and put it with its manifest at `target`."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = engine_from_onnx(plan, Path(folder), progress=proof.progress)
+    with scratch_folder(target.parent) as folder:
+        built = engine_from_onnx(plan, folder, progress=proof.progress)
         manifest = manifest_of(plan, built, artifact.as_json(), verification=proof.as_json())
         publish_engine(built.path, manifest, target)
     runner = engine_runner_here(target)

@@ -52,6 +52,10 @@ class SpatialRange:
     def __str__(self) -> str:
         return ":".join(format_shape(shape) for shape in (self.min, self.opt, self.max))
 
+    def as_json(self) -> dict[str, list[int]]:
+        """The range as sidecars and manifests write it."""
+        return {"min": list(self.min), "opt": list(self.opt), "max": list(self.max)}
+
     def __contains__(self, shape: Shape) -> bool:
         return all(low <= side <= high for low, side, high in zip(self.min, shape, self.max, strict=True))
 

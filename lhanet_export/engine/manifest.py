@@ -20,7 +20,7 @@ from typing import Any
 from lhanet_export import __version__
 from lhanet_export.engine.backends import BACKENDS, ELEMENT_TYPES
 from lhanet_export.engine.build import BuiltEngine, TensorFacts
-from lhanet_export.engine.plan import INPUT_NAME, PRECISIONS, EnginePlan, spatial_as_json
+from lhanet_export.engine.plan import INPUT_NAME, PRECISIONS, EnginePlan
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import read_json, sha256_of, sidecar_of, staged, write_json
 from lhanet_export.shapes import Shape, SpatialRange
@@ -64,7 +64,7 @@ class EngineFacts:
             "backend_version": self.backend_version,
             "compute_capabilities": list(self.compute_capabilities),
             "precision": self.precision,
-            "profiles": [spatial_as_json(profile) for profile in self.profiles],
+            "profiles": [profile.as_json() for profile in self.profiles],
             "inputs": [_tensor_as_json(tensor) for tensor in self.inputs],
             "outputs": [_tensor_as_json(tensor) for tensor in self.outputs],
             "device_memory": {"weights_bytes": self.weights_bytes, "activation_bytes": self.activation_bytes},

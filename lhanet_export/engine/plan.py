@@ -51,7 +51,7 @@ class EnginePlan:
             "precision": self.precision,
             "backend": self.backend,
             "compute_capabilities": list(self.compute_capabilities),
-            "profiles": [spatial_as_json(profile) for profile in self.profiles],
+            "profiles": [profile.as_json() for profile in self.profiles],
             "batch": list(self.batch),
             "memory_bytes": self.memory_bytes,
         }
@@ -75,11 +75,6 @@ class EnginePlan:
         )
         document.finish()
         return plan
-
-
-def spatial_as_json(spatial: SpatialRange) -> dict[str, list[int]]:
-    """A range as the sidecars write it."""
-    return {"min": list(spatial.min), "opt": list(spatial.opt), "max": list(spatial.max)}
 
 
 def plan_engine(

@@ -73,7 +73,7 @@ def onnx_from_network(
             "head": options.target.head,
             "output": options.target.output,
             "batch": options.batch,
-            "spatial": {"min": list(spatial.min), "opt": list(spatial.opt), "max": list(spatial.max)},
+            "spatial": spatial.as_json(),
             "checkpoint": checkpoint,
             "labels": list(labels),
             "preprocessing": options.preprocessing.as_json(),

@@ -8,7 +8,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from onnx_ir import passes  # noqa: F401 - registers the pass infrastructure
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
