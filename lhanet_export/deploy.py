@@ -75,11 +75,13 @@ def deploy(
     spatial: SpatialRange | None = None,
     labels_file: Path | None = None,
     seed: int = 0,
+    without: tuple[str, ...] = (),
     progress: Progress = SILENT,
 ) -> Deployment:
     """Make ONNX files, engine and manifest of a checkpoint in `folder`, each compared with the eager network.
 
-    Without `spatial` the engine serves the recipe's sizes. `seed` chooses the volumes to compare on.
+    Without `spatial` the engine serves the recipe's sizes. `seed` chooses the volumes to compare on;
+    `without` names rewrites of the network to leave out.
     `DeployFailed` when a comparison fails; then, as after any other error, nothing in `folder` has changed.
     """
     check_backend(recipe, backend)
@@ -92,7 +94,7 @@ def deploy(
     # Files of one card belong together: sizes and class names may be others for the next card.
     stem = f"lhanet.{recipe.name}"
     with staging_folder(folder) as staging:
-        options = ExportOptions(target=Target(), spatial=sizes, labels=labels)
+        options = ExportOptions(target=Target(), spatial=sizes, labels=labels, without=without)
         artifact = onnx_from_network(network, identity.as_json(), staging / f"{stem}.fp32.onnx", options, progress)
         reference = reference_for(reference_runner(network, Target()), cases_for(shapes_in(sizes), seed=seed), progress)
         # The comparisons and the build need the memory that the eager network holds.

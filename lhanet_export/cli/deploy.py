@@ -16,6 +16,7 @@ from lhanet_export.cli.options import (
     seed_option,
     spatial_option,
     target_option,
+    without_option,
 )
 from lhanet_export.cli.report import engine_rows, show_verification
 from lhanet_export.cli.show import Show
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
 @spatial_option("By default what the recipe of the card says.")
 @labels_option
 @seed_option
+@without_option
 @json_option
 def deploy(
     checkpoint: str, target: Path, gpu: str, backend: str, precision: str, spatial: SpatialRange | None,
-    labels: Path | None, seed: int, show: Show,
+    labels: Path | None, seed: int, without: tuple[str, ...], show: Show,
 ) -> None:  # fmt: skip
     """Make an engine for a card out of CHECKPOINT, and prove that it is the network that was trained.
 
@@ -52,7 +54,7 @@ def deploy(
     try:
         result = run(
             checkpoint, target, recipe=recipe_named(gpu), backend=backend, precision=precision, spatial=spatial,
-            labels_file=labels, seed=seed, progress=show.progress,
+            labels_file=labels, seed=seed, without=without, progress=show.progress,
         )  # fmt: skip
     except DeployFailed as failure:
         for kind, verification in failure.verifications.items():

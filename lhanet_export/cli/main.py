@@ -30,6 +30,7 @@ COMMANDS = {
     "trt": ("lhanet_export.cli.trt:trt", "Build an engine and its manifest from an ONNX file."),
     "verify": ("lhanet_export.cli.verify:verify", "Hold an ONNX file or an engine against its checkpoint."),
     "inspect": ("lhanet_export.cli.inspect_:inspect", "Say what is in a checkpoint, ONNX file, engine or manifest."),
+    "work": ("lhanet_export.cli.work:work", "Count an ONNX file's multiply-adds and bytes, part by part."),
     "doctor": ("lhanet_export.cli.doctor:doctor", "Say what this machine can do, and what is missing."),
 }
 

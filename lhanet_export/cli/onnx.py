@@ -13,6 +13,7 @@ from lhanet_export.cli.options import (
     precision_option,
     spatial_option,
     target_option,
+    without_option,
 )
 from lhanet_export.cli.show import Show, format_bytes
 from lhanet_export.errors import RefusedInput
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 @precision_option("fp32")
 @spatial_option("By default 32 to 256 voxels a side.")
 @graph_options
+@without_option
 @json_option
 def onnx(
     checkpoint: str, target: Path, precision: str, spatial: SpatialRange | None, output: str, head: str,
-    batch: int | None, half_io: bool, labels: Path | None, show: Show,
+    batch: int | None, half_io: bool, labels: Path | None, without: tuple[str, ...], show: Show,
 ) -> None:  # fmt: skip
     """Export CHECKPOINT to an ONNX file with dynamic depth, height and width.
 
@@ -54,7 +56,7 @@ def onnx(
         network, identity = open_checkpoint(checkpoint)
     options = ExportOptions(
         target=Target(head=head, output=output), spatial=spatial, batch=batch,
-        labels=read_labels(labels, network.num_classes) if labels else None,
+        labels=read_labels(labels, network.num_classes) if labels else None, without=without,
     )  # fmt: skip
     report = None
     if precision == "fp32":
@@ -75,6 +77,7 @@ def _say(artifact: OnnxArtifact, report: Fp16Report | None, show: Show) -> None:
         ("precision", artifact.precision),
         ("output", f"{facts['output']} of the {facts['head']} head"),
         ("sizes", str(artifact.spatial)),
+        ("rewrites", ", ".join(facts["rewrites"]) or "none"),
         ("opset", str(artifact.opset)),
     ]
     if report is not None:

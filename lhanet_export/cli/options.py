@@ -15,6 +15,7 @@ import click
 from lhanet_export.cli.show import STDOUT, Show
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import check_output_path, sidecar_of
+from lhanet_export.inference.rewrites.names import REWRITES
 from lhanet_export.inference.target import HEADS, OUTPUTS
 from lhanet_export.shapes import Shape, SpatialRange, parse_shape
 
@@ -196,6 +197,14 @@ def graph_options(function: F) -> F:
     )):  # fmt: skip
         function = option(function)
     return function
+
+
+def without_option(function: F) -> F:
+    """`--without NAME`, any number of times, as `without: tuple[str, ...]`."""
+    text = "Leave out a rewrite of the network, to check what it brings; may be given several times."
+    return click.option("--without", multiple=True, type=click.Choice(tuple(REWRITES)), metavar="NAME", help=(
+        f"{text} One of: {', '.join(REWRITES)}."
+    ))(function)  # fmt: skip
 
 
 def _check_paths(command: click.Command, ctx: click.Context) -> None:

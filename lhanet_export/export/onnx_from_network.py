@@ -33,13 +33,17 @@ _TRACED_SHAPE = (34, 36, 38)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What graph to write: head and output, the sizes it is for, the batch (None: dynamic), and the class names."""
+    """What graph to write: head and output, the sizes it is for, the batch (None: dynamic), and the class names.
+
+    `without` names rewrites of the inference network to leave out.
+    """
 
     target: Target = field(default_factory=Target)
     spatial: SpatialRange | None = None
     batch: int | None = 1
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    without: tuple[str, ...] = ()
 
 
 def default_range(network: LHANet) -> SpatialRange:
@@ -65,7 +69,8 @@ def onnx_from_network(
     spatial.check_network(network.preset.smallest_side)
     labels = options.labels or default_labels(network.num_classes)
     with progress.step("export to ONNX"):
-        model = traced_graph(InferenceNetwork(network, options.target), options.batch)
+        inference = InferenceNetwork(network, options.target, without=options.without)
+        model = traced_graph(inference, options.batch)
         tidy(model)
         facts = {
             "schema": SCHEMA,
@@ -77,6 +82,7 @@ def onnx_from_network(
             "checkpoint": checkpoint,
             "labels": list(labels),
             "preprocessing": options.preprocessing.as_json(),
+            "rewrites": [applied.name for applied in inference.rewrites if applied.places],
         }
         return save_onnx(model, path, facts)
 

@@ -3,16 +3,17 @@
 The final head reads the backbone, the PMSA hierarchy, the decoder's fusion and its classifier. A
 deep-supervision head `deep0`..`deep3` reads the hierarchy up to its own level only. Size
 predictions, routing and size-specific heads change no logit and are left out. The network is
-equal in meaning to `LHANet` in eval mode; batch norms are folded away.
+equal in meaning to `LHANet` in eval mode; batch norms are folded away, and `rewrites` reorder the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.inference.fold import folded
+from lhanet_export.inference.rewrites.registry import rewrite
 from lhanet_export.inference.target import Target
 from lhanet_export.model.backbone import LightweightBackbone, ResNet3DBackbone
 from lhanet_export.model.network import LHANet
@@ -21,9 +22,12 @@ from lhanet_export.model.resize import resize_to_size
 
 
 class InferenceNetwork(nn.Module):
-    """Maps a volume (N,1,D,H,W) to what `target` names; shares its unfolded weights with `network`."""
+    """Maps a volume (N,1,D,H,W) to what `target` names; shares its unfolded weights with `network`.
 
-    def __init__(self, network: LHANet, target: Target) -> None:
+    `without` names rewrites to leave out; `rewrites` says what the others did.
+    """
+
+    def __init__(self, network: LHANet, target: Target, *, without: Collection[str] = ()) -> None:
         super().__init__()
         if target.output == "labels" and network.num_classes > 256:
             raise RefusedInput(f"labels are uint8: {network.num_classes} classes do not fit; use --output logits")
@@ -32,6 +36,7 @@ class InferenceNetwork(nn.Module):
         hierarchy = network.hierarchical_pmsa
         self.backbone = _first_levels(folded(network.backbone), levels)
         self.pmsa = nn.ModuleList(folded(hierarchy.pmsa_modules[f"level_{level}"]) for level in range(levels))
+        self.rewrites = rewrite(self, network.preset.strides[:levels], without=without)
         self.cross_scale_fusion = nn.ModuleList(folded(fusion) for fusion in hierarchy.cross_scale_fusion[: levels - 1])
         # Only the final head reads the decoder's fusion.
         fusions = network.decoder.feature_fusion if target.head == "final" else nn.ModuleList()
@@ -44,7 +49,9 @@ class InferenceNetwork(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        features = [pmsa(feature) for pmsa, feature in zip(self.pmsa, self.backbone(image)[1:], strict=True)]
+        # A backbone may give the full-resolution map first, which no level reads.
+        maps = self.backbone(image)[-len(self.pmsa) :]
+        features = [pmsa(feature) for pmsa, feature in zip(self.pmsa, maps, strict=True)]
         features = fuse_fine_to_coarse(features, self.cross_scale_fusion, finer_first=True)
         if self.target.head == "final":
             features = fuse_fine_to_coarse(features, self.feature_fusion, finer_first=False)

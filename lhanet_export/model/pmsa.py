@@ -4,6 +4,7 @@ Tensors are (N,C,D,H,W). Attribute names are those of the public checkpoints, al
 mislead: `spatial_attention` weighs channels, `channel_attention` weighs voxels.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 
@@ -64,8 +65,12 @@ class ScaleBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.scale == 1 else resize_by_scale(x, self.scale)
         y = y * self.spatial_attention(y) * self.channel_attention(y)
-        y = self.organ_conv(self.context_conv(y))
-        return y if self.scale == 1 else resize_to_size(y, x.shape[-3:])
+        return self.organ_features(self.context_conv(y), x.shape[-3:])
+
+    def organ_features(self, y: Tensor, size: Sequence[int]) -> Tensor:
+        """The organ convolution of `y`, resized to `size` (D,H,W)."""
+        y = self.organ_conv(y)
+        return y if self.scale == 1 else resize_to_size(y, size)
 
 
 class PMSA(nn.Module):

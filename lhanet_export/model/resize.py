@@ -44,7 +44,7 @@ def resize_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def _resize(x: Tensor, sizes: Sequence[int], steps: Sequence[tuple[int, int]]) -> Tensor:
     depth, height, width = (
-        _interpolation_matrix(side, size, step, x.device).to(x.dtype)
+        interpolation_matrix(side, size, step, device=x.device).to(x.dtype)
         for side, size, step in zip(x.shape[-3:], sizes, steps, strict=True)
     )
     x = torch.matmul(x, width.T)
@@ -54,18 +54,22 @@ def _resize(x: Tensor, sizes: Sequence[int], steps: Sequence[tuple[int, int]]) -
     return torch.matmul(depth, planes).reshape(batch, channels, *sizes)
 
 
-def _interpolation_matrix(side: int, size: int, step: tuple[int, int], device: torch.device) -> Tensor:
+def interpolation_matrix(
+    side: int, size: int, step: tuple[int, int], *, device: torch.device, columns: int | None = None
+) -> Tensor:
     """Matrix (size, side), float32: row i interpolates at ((2 i + 1) * num - den) / (2 den), step = num / den.
 
-    Always float32: at index 200 float16 has steps of 0.125. Numerators are whole and below 2**24
-    for every volume that fits a GPU, so the one division is the only rounding.
+    With `columns` (at least `side`) the matrix has that many; the ones beyond `side` are 0. Always
+    float32: at index 200 float16 has steps of 0.125. Numerators are whole and below 2**24 for every
+    volume that fits a GPU, so the one division is the only rounding.
     """
     if not torch.jit.is_tracing() and size < 1:
         raise ValueError(f"a side of {side} would be resized to {size}")
     num, den = step
     rows = torch.arange(size, device=device).to(torch.float32)
-    columns = torch.arange(side, device=device).to(torch.float32)
+    samples = torch.arange(side, device=device).to(torch.float32)
     source = ((2 * rows + 1) * num - den) / (2 * den)
-    # The upper limit is read from the columns, so that it stays dynamic in a traced graph.
-    source = source.clamp(min=0).minimum(columns[-1])
-    return (1 - (source[:, None] - columns[None, :]).abs()).clamp(min=0)
+    # The upper limit is read from the samples, so that it stays dynamic in a traced graph.
+    source = source.clamp(min=0).minimum(samples[-1])
+    reads = samples if columns is None else torch.arange(columns, device=device).to(torch.float32)
+    return (1 - (source[:, None] - reads[None, :]).abs()).clamp(min=0)

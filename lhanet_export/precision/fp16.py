@@ -166,8 +166,29 @@ def _way_into_attention(graph: ir.Graph, image_nodes: set[ir.Node]) -> set[ir.No
             continue
         way.add(node)
         pending += [producer for value in node.inputs if value and (producer := value.producer())]
-    has_residuals = any(node.op_type == "Add" and not _in_attention(node) for node in way)
-    return way if has_residuals else set()
+    return way if any(_is_residual_sum(node) for node in way) else set()
+
+
+def _is_residual_sum(node: ir.Node) -> bool:
+    """Whether a node adds something to what that was computed from, as a shortcut around convolutions does."""
+    if node.op_type != "Add" or _in_attention(node):
+        return False
+    one, other = node.inputs
+    return _is_computed_from(one, other) or _is_computed_from(other, one)
+
+
+def _is_computed_from(value: ir.Value | None, source: ir.Value | None) -> bool:
+    seen: set[ir.Value] = set()
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if value is source:
+            return True
+        if value is not None and value not in seen:
+            seen.add(value)
+            producer = value.producer()
+            pending += producer.inputs if producer is not None else ()
+    return False
 
 
 def _in_attention(node: ir.Node) -> bool:

@@ -17,6 +17,7 @@ from lhanet_export.export.artifact import METADATA_KEY, OnnxArtifact, external_d
 from lhanet_export.export.onnx_from_network import ExportOptions, onnx_from_network
 from lhanet_export.files import sidecar_of
 from lhanet_export.inference.network import InferenceNetwork
+from lhanet_export.inference.rewrites.names import REWRITES
 from lhanet_export.inference.target import HEADS, OUTPUTS, Target
 from lhanet_export.model import pmsa
 from lhanet_export.model.network import LHANet
@@ -113,9 +114,16 @@ def test_a_deep_head_holds_only_its_own_levels(narrow_network: LHANet) -> None:
 def test_full_width_holds_the_live_network_only(preset: str, live: int) -> None:
     """Counted without weights; folding adds a bias to ResNet's convolutions and takes the batch norms' numbers."""
     with torch.device("meta"):
-        network = InferenceNetwork(LHANet.from_preset(preset).eval(), Target())
-    count = sum(weight.numel() for weight in network.parameters())
-    assert live * 0.999 < count < live
+        network = LHANet.from_preset(preset).eval()
+        plain = InferenceNetwork(network, Target(), without=tuple(REWRITES))
+        rewritten = InferenceNetwork(network, Target())
+    assert live * 0.999 < _parameters(plain) < live
+    # What short convolutions and stacked fusions add.
+    assert _parameters(rewritten) < live * 1.025
+
+
+def _parameters(network: InferenceNetwork) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
 def test_batch_norms_are_gone(narrow_onnx: OnnxArtifact) -> None:

@@ -42,6 +42,8 @@ WITHOUT = {
     "engine": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "polygraphy", "click", "rich"),
     "verify": ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "model": ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
+    # Each is loaded when a runner of it is made; OpenVINO and TensorRT need not be installed.
+    "runners": ("openvino", "tensorrt", "tensorrt_rtx", "click"),
 }
 MOST_LINES = 400
 

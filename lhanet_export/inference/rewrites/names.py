@@ -1,0 +1,9 @@
+"""The rewrites by name, as data: for commands, which offer them without loading torch."""
+
+#: Name and promise, in the order in which they are applied.
+REWRITES = {
+    "split-stem": "the full-resolution map is made and used in two halves",
+    "stacked-fusions": "a level takes its five branches in one by one, the largest first",
+    "short-convolutions": "7x7x7 convolutions take a third of their multiply-adds",
+    "slabs": "the largest of those makes its products in four parts by depth",
+}

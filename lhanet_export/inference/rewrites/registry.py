@@ -1,0 +1,123 @@
+"""The rewrites of the inference network: where each is applied, and why not elsewhere.
+
+A rewrite gives the same function in another order of operations. Each can be left out (`--without NAME`), to check
+what it brings and that the network means the same without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from lhanet_export.errors import RefusedInput
+from lhanet_export.inference.rewrites.depth import ShortBranch
+from lhanet_export.inference.rewrites.fusion import StackedPMSA
+from lhanet_export.inference.rewrites.names import REWRITES
+from lhanet_export.inference.rewrites.short_convolution import FACTORS
+from lhanet_export.inference.rewrites.stem import SplitStemBackbone
+from lhanet_export.model.backbone import LightweightBackbone
+from lhanet_export.model.pmsa import PMSA, ScaleBranch
+
+if TYPE_CHECKING:
+    from lhanet_export.inference.network import InferenceNetwork
+
+#: The finest levels have 80 % of the multiply-adds and of the memory, and 6 % of the weights.
+FINE_LEVELS = 2
+#: Parts by depth of the largest convolution; docs/measurements/ has what other numbers give.
+SLABS = 3
+#: What a rewrite looked at, and the reason if it left it as it was.
+Outcomes = Iterator[tuple[str, str | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applied:
+    """What one rewrite did: the places that it changed, and the reason for each that it left as it was."""
+
+    name: str
+    places: tuple[str, ...]
+    refusals: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same facts as JSON values."""
+        return {"name": self.name, "places": list(self.places), "refusals": self.refusals}
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse names that no rewrite has."""
+    unknown = sorted(set(names) - set(REWRITES))
+    if unknown:
+        raise RefusedInput(f"there is no rewrite {', '.join(unknown)}; rewrites: {', '.join(REWRITES)}")
+
+
+def rewrite(network: InferenceNetwork, strides: Sequence[int], *, without: Collection[str] = ()) -> tuple[Applied, ...]:
+    """Apply every rewrite but those in `without` to a network with folded batch norms, in place.
+
+    `strides` are input voxels per feature voxel, by level from the finest. An unknown name in
+    `without` raises `RefusedInput` and nothing is changed.
+    """
+    check_names(without)
+    functions = {
+        "split-stem": _split_stem,
+        "stacked-fusions": _stack_fusions,
+        "short-convolutions": _shorten_convolutions,
+        "slabs": _cut_into_slabs,
+    }
+    applied = []
+    for name in REWRITES:
+        if name not in without:
+            outcomes = dict(functions[name](network, strides))
+            places = tuple(place for place, reason in outcomes.items() if reason is None)
+            refusals = {place: reason for place, reason in outcomes.items() if reason is not None}
+            applied.append(Applied(name=name, places=places, refusals=refusals))
+    return tuple(applied)
+
+
+def _split_stem(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+    if isinstance(network.backbone, LightweightBackbone):
+        network.backbone = SplitStemBackbone(network.backbone)
+        yield "backbone", None
+    else:
+        yield "backbone", "its first convolution has stride 2: no map of full resolution"
+
+
+def _stack_fusions(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+    for index in range(len(strides)):
+        if index < FINE_LEVELS:
+            network.pmsa[index] = StackedPMSA(cast(PMSA, network.pmsa[index]))
+        yield f"level {index}", None if index < FINE_LEVELS else "its tensors are small, and its stacked weights large"
+
+
+def _shorten_convolutions(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+    for place, index, branches, at in _branches(network):
+        branch = cast(ScaleBranch, branches[at])
+        taps = branch.organ_conv.kernel_size[0]
+        if taps not in FACTORS:
+            yield place, f"{taps} taps, not {' or '.join(map(str, FACTORS))}"
+        elif index >= FINE_LEVELS:
+            yield place, "a coarse level: little work, and weights that would double"
+        else:
+            branches[at] = ShortBranch(branch)
+            yield place, None
+
+
+def _cut_into_slabs(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+    for place, index, branches, at in _branches(network):
+        branch = branches[at]
+        if not isinstance(branch, ShortBranch):
+            yield place, "not a short convolution"
+        elif strides[index] > 2:
+            yield place, "its tensors are a small part of the memory"
+        else:
+            branch.short_conv.slabs = SLABS
+            yield place, None
+
+
+def _branches(network: InferenceNetwork) -> Iterator[tuple[str, int, nn.ModuleList, int]]:
+    """Every branch: its name, its level, and where it stands in which list."""
+    for index, level in enumerate(network.pmsa):
+        branches = cast(nn.ModuleList, level.scale_attentions)
+        for at, branch in enumerate(branches):
+            yield f"level {index}, {float(cast(ScaleBranch, branch).scale):g}x", index, branches, at
