@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ FIGURES = REPOSITORY / "docs" / "measurements" / "deploy.json"
 README = REPOSITORY / "README.md"
 BEGIN, END = "<!-- results: made by scripts/measure_deploy.py -->", "<!-- end of results -->"
 CHECKPOINT = "preset:lightweight"
+PACKAGES = ("torch", "onnx", "onnxruntime-gpu", "tensorrt-rtx", "polygraphy")
 SMALLER = "48x64x64:64x128x128:64x128x128"
 #: Eager FP32 peak memory in MB on an RTX 3060 as the network's authors report it (model test report, 2025-09-30).
 REPORTED_EAGER_MB = {"64x128x128": 2278, "96x192x192": 4823}
@@ -49,6 +47,9 @@ def main(render: bool) -> None:
 
 def measure() -> dict[str, Any]:
     """Run `deploy`, and `trt` once more for smaller volumes; everything that the README says of it."""
+    # Here, because the test of the README loads this file from elsewhere, to render the figures only.
+    from _machine import machine
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started = time.monotonic()
@@ -60,7 +61,7 @@ def measure() -> dict[str, Any]:
     manifest = deployed["manifest"]
     return {
         "date": str(datetime.date.today()),
-        "machine": machine(),
+        "machine": {**machine(*PACKAGES), "gpu": None},
         "deploy": {
             "seconds": round(seconds, 1),
             # The largest process of the run: the command itself or the child that builds.
@@ -78,22 +79,6 @@ def command(*arguments: str, folder: Path) -> dict[str, Any]:
     subprocess.run([sys.executable, "-m", "lhanet_export", *arguments, "--json", str(report)], check=True)
     facts: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return facts
-
-
-def machine() -> dict[str, Any]:
-    """The machine and the versions that the figures belong to."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    packages = ("torch", "onnx", "onnxruntime-gpu", "tensorrt-rtx", "polygraphy")
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "gpu": None,
-        "platform": platform.system(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 def section(figures: dict[str, Any]) -> str:

@@ -15,12 +15,13 @@ from lhanet_export.cli.options import command, json_option
 from lhanet_export.cli.probe import PLAIN, SUBJECTS, asked
 from lhanet_export.cli.show import Show, format_bytes
 
-_PROBED = ("torch", "onnxruntime", "tensorrt_rtx", "tensorrt")
+_PROBED = ("torch", "onnxruntime", "openvino", "tensorrt_rtx", "tensorrt")
 #: Distributions whose version says enough.
 _UNPROBED = ("onnxscript", "click", "rich", "PyYAML")
 _HOW_TO_GET = {
     "torch": "pip install 'torch>=2.10'",
     "onnxruntime": "pip install onnxruntime-gpu",
+    "openvino": "pip install 'lhanet-export[openvino]'",
     "tensorrt_rtx": "pip install 'tensorrt-rtx>=1.7,<1.8'",
     "tensorrt": "pip install 'lhanet-export[tensorrt]'",
 }
@@ -61,9 +62,12 @@ def capabilities(packages: dict[str, dict[str, Any]], gpu: dict[str, Any]) -> li
     no_provider = None
     if "CUDAExecutionProvider" not in packages["onnxruntime"].get("providers", []):
         no_provider = "CUDA in ONNX Runtime: pip uninstall onnxruntime; pip install --force-reinstall onnxruntime-gpu"
+    no_bf16 = None if packages["openvino"].get("bf16") else "a CPU with BF16 arithmetic (avx512_bf16 or AMX)"
     needs = {
         "export a checkpoint to ONNX (FP32, FP16)": _lacking(packages, "torch", "numpy", "onnx", "onnx_ir"),
         "verify ONNX files on the CPU": _lacking(packages, "torch", "onnx_ir", "onnxruntime"),
+        "run ONNX files in OpenVINO": _lacking(packages, "onnx_ir", "openvino"),
+        "run ONNX files in OpenVINO, in BF16": _lacking(packages, "onnx_ir", "openvino") or no_bf16,
         "build TensorRT-RTX engines (no GPU needed)": _lacking(packages, "tensorrt_rtx", "onnx", "polygraphy"),
         "build TensorRT engines": _lacking(packages, "tensorrt", "onnx", "polygraphy") or no_gpu,
         "run TensorRT-RTX engines": _lacking(packages, "tensorrt_rtx") or no_gpu,
@@ -188,6 +192,8 @@ def _package_text(package: dict[str, Any]) -> str:
     text = text or f"{package['version']}, does not import: {package['error']}"
     if "cuda" in package:
         text += f" (for CUDA {package['cuda']})" if package["cuda"] else " (without CUDA)"
+    if "bf16" in package:
+        text += f" ({'with' if package['bf16'] else 'without'} BF16 on this CPU)"
     if package.get("providers"):
         text += f" ({', '.join(name.removesuffix('ExecutionProvider') for name in package['providers'])})"
     return f"{text}; {package['note']}" if "note" in package else str(text)

@@ -11,6 +11,7 @@ from lhanet_export.cli.options import (
     graph_options,
     json_option,
     precision_option,
+    purpose_option,
     spatial_option,
     target_option,
     without_option,
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 @precision_option("fp32")
 @spatial_option("By default 32 to 256 voxels a side.")
 @graph_options
+@purpose_option
 @without_option
 @json_option
 def onnx(
     checkpoint: str, target: Path, precision: str, spatial: SpatialRange | None, output: str, head: str,
-    batch: int | None, half_io: bool, labels: Path | None, without: tuple[str, ...], show: Show,
+    batch: int | None, half_io: bool, labels: Path | None, purpose: str, without: tuple[str, ...], show: Show,
 ) -> None:  # fmt: skip
     """Export CHECKPOINT to an ONNX file with dynamic depth, height and width.
 
@@ -56,7 +58,7 @@ def onnx(
         network, identity = open_checkpoint(checkpoint)
     options = ExportOptions(
         target=Target(head=head, output=output), spatial=spatial, batch=batch,
-        labels=read_labels(labels, network.num_classes) if labels else None, without=without,
+        labels=read_labels(labels, network.num_classes) if labels else None, purpose=purpose, without=without,
     )  # fmt: skip
     report = None
     if precision == "fp32":
@@ -77,6 +79,7 @@ def _say(artifact: OnnxArtifact, report: Fp16Report | None, show: Show) -> None:
         ("precision", artifact.precision),
         ("output", f"{facts['output']} of the {facts['head']} head"),
         ("sizes", str(artifact.spatial)),
+        ("for", facts["purpose"]),
         ("rewrites", ", ".join(facts["rewrites"]) or "none"),
         ("opset", str(artifact.opset)),
     ]

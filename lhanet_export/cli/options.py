@@ -15,7 +15,7 @@ import click
 from lhanet_export.cli.show import STDOUT, Show
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import check_output_path, sidecar_of
-from lhanet_export.inference.rewrites.names import REWRITES
+from lhanet_export.inference.rewrites.names import PURPOSES, REWRITES
 from lhanet_export.inference.target import HEADS, OUTPUTS
 from lhanet_export.shapes import Shape, SpatialRange, parse_shape
 
@@ -197,6 +197,14 @@ def graph_options(function: F) -> F:
     )):  # fmt: skip
         function = option(function)
     return function
+
+
+def purpose_option(function: F) -> F:
+    """`--for engine|cpu` as `purpose: str`."""
+    return click.option(
+        "--for", "purpose", type=click.Choice(PURPOSES), default=PURPOSES[0], show_default=True,
+        help="What the graph is for: an engine (little memory) or a runtime on a CPU (little arithmetic).",
+    )(function)  # fmt: skip
 
 
 def without_option(function: F) -> F:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lhanet_export.engine.gpu import find_gpus
+from lhanet_export.runners.openvino_library import computes_bf16, keep_openvino_quiet
 
 #: Modules that only need to import; more than a version is asked of the others.
 PLAIN = ("numpy", "onnx", "onnx_ir", "polygraphy", "safetensors")
@@ -70,6 +71,14 @@ def _onnxruntime() -> dict[str, Any]:
     return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
 
 
+def _openvino() -> dict[str, Any]:
+    keep_openvino_quiet()
+    import openvino
+
+    # Its version has the build's name behind a dash.
+    return {"version": openvino.__version__.partition("-")[0], "bf16": computes_bf16(openvino.Core())}
+
+
 def _tensorrt_rtx() -> dict[str, Any]:
     import tensorrt_rtx
 
@@ -120,6 +129,7 @@ SUBJECTS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": _plain,
     "torch": _torch,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
     "tensorrt_rtx": _tensorrt_rtx,
     "tensorrt": _tensorrt,
     "driver": _driver,

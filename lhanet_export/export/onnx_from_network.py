@@ -35,7 +35,8 @@ _TRACED_SHAPE = (34, 36, 38)
 class ExportOptions:
     """What graph to write: head and output, the sizes it is for, the batch (None: dynamic), and the class names.
 
-    `without` names rewrites of the inference network to leave out.
+    `purpose` (`engine` or `cpu`) decides how much memory the rewrites of the inference network may spend for less
+    arithmetic; `without` names rewrites to leave out.
     """
 
     target: Target = field(default_factory=Target)
@@ -43,6 +44,7 @@ class ExportOptions:
     batch: int | None = 1
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    purpose: str = "engine"
     without: tuple[str, ...] = ()
 
 
@@ -69,7 +71,7 @@ def onnx_from_network(
     spatial.check_network(network.preset.smallest_side)
     labels = options.labels or default_labels(network.num_classes)
     with progress.step("export to ONNX"):
-        inference = InferenceNetwork(network, options.target, without=options.without)
+        inference = InferenceNetwork(network, options.target, purpose=options.purpose, without=options.without)
         model = traced_graph(inference, options.batch)
         tidy(model)
         facts = {
@@ -82,6 +84,7 @@ def onnx_from_network(
             "checkpoint": checkpoint,
             "labels": list(labels),
             "preprocessing": options.preprocessing.as_json(),
+            "purpose": options.purpose,
             "rewrites": [applied.name for applied in inference.rewrites if applied.places],
         }
         return save_onnx(model, path, facts)

@@ -24,10 +24,13 @@ from lhanet_export.model.resize import resize_to_size
 class InferenceNetwork(nn.Module):
     """Maps a volume (N,1,D,H,W) to what `target` names; shares its unfolded weights with `network`.
 
-    `without` names rewrites to leave out; `rewrites` says what the others did.
+    `purpose` is what it is for, `engine` or `cpu`; `without` names rewrites to leave out; `rewrites` says
+    what the others did.
     """
 
-    def __init__(self, network: LHANet, target: Target, *, without: Collection[str] = ()) -> None:
+    def __init__(
+        self, network: LHANet, target: Target, *, purpose: str = "engine", without: Collection[str] = ()
+    ) -> None:
         super().__init__()
         if target.output == "labels" and network.num_classes > 256:
             raise RefusedInput(f"labels are uint8: {network.num_classes} classes do not fit; use --output logits")
@@ -36,7 +39,7 @@ class InferenceNetwork(nn.Module):
         hierarchy = network.hierarchical_pmsa
         self.backbone = _first_levels(folded(network.backbone), levels)
         self.pmsa = nn.ModuleList(folded(hierarchy.pmsa_modules[f"level_{level}"]) for level in range(levels))
-        self.rewrites = rewrite(self, network.preset.strides[:levels], without=without)
+        self.rewrites = rewrite(self, network.preset.strides[:levels], purpose=purpose, without=without)
         self.cross_scale_fusion = nn.ModuleList(folded(fusion) for fusion in hierarchy.cross_scale_fusion[: levels - 1])
         # Only the final head reads the decoder's fusion.
         fusions = network.decoder.feature_fusion if target.head == "final" else nn.ModuleList()

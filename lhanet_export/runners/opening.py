@@ -17,6 +17,7 @@ from lhanet_export.model.network import LHANet
 from lhanet_export.runners.base import Runner
 from lhanet_export.runners.eager import EagerRunner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
+from lhanet_export.runners.openvino_ import OpenVINORunner
 from lhanet_export.runners.tensorrt_ import TensorRTRunner
 from lhanet_export.shapes import SpatialRange
 
@@ -45,16 +46,17 @@ class Opened:
             )
 
 
-def runner_of(path: Path) -> Opened:
-    """The runner of an ONNX file (ONNX Runtime on the CPU), or of an engine with its manifest (its own backend).
+def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
+    """The runner of an ONNX file (on the CPU), or of an engine with its manifest (its own backend).
 
-    For an engine whose GPU is not here this raises `EnvironmentLacks` or `RefusedInput` at once, before
-    anybody computes a reference to compare it with.
+    `runtime` is what ONNX files run in: `onnxruntime`, or `openvino` for FP32 ones. For a runtime that is not
+    installed, and for an engine whose GPU is not here, this raises `EnvironmentLacks` or `RefusedInput` at
+    once, before anybody computes a reference to compare it with.
     """
     if path.suffix == ".onnx":
         artifact = read_onnx(path)
         return Opened(
-            runner=OnnxRuntimeRunner(artifact),
+            runner=OpenVINORunner(artifact) if runtime == "openvino" else OnnxRuntimeRunner(artifact),
             target=Target(head=artifact.facts["head"], output=artifact.facts["output"]),
             precision=artifact.precision,
             spatial=artifact.spatial,
@@ -65,6 +67,8 @@ def runner_of(path: Path) -> Opened:
         raise RefusedInput(
             f"{path} is neither an ONNX file nor an engine: there is no manifest {sidecar_of(path).name}"
         )
+    if runtime == "openvino":
+        raise RefusedInput(f"{path} is an engine; OpenVINO runs ONNX files only")
     manifest = read_manifest(path)
     runner = TensorRTRunner(path)
     runner.matching_gpu()

@@ -27,6 +27,7 @@ def packages(**different: dict[str, Any]) -> dict[str, dict[str, Any]]:
     names = ("torch", "tensorrt_rtx", "tensorrt", *probe.PLAIN)
     whole: dict[str, dict[str, Any]] = {name: {"state": "ok", "version": "1.0"} for name in names}
     whole["onnxruntime"] = {"state": "ok", "version": "1.0", "providers": PROVIDERS}
+    whole["openvino"] = {"state": "ok", "version": "1.0", "bf16": True}
     return whole | different
 
 
@@ -85,6 +86,14 @@ def test_a_package_that_is_missing_or_broken_is_said_with_its_remedy(state: dict
     lacking = missing(packages(tensorrt=state), A_GPU)
     assert lacking.keys() == {"build TensorRT engines", "run TensorRT engines"}
     assert all(text.startswith(advice) for text in lacking.values())
+
+
+def test_openvino_is_optional_and_bf16_a_matter_of_the_cpu() -> None:
+    lacking = missing(packages(openvino={"state": "missing"}), A_GPU)
+    assert lacking.keys() == {"run ONNX files in OpenVINO", "run ONNX files in OpenVINO, in BF16"}
+    assert set(lacking.values()) == {"openvino: pip install 'lhanet-export[openvino]'"}
+    lacking = missing(packages(openvino={"state": "ok", "version": "1.0", "bf16": False}), A_GPU)
+    assert lacking == {"run ONNX files in OpenVINO, in BF16": "a CPU with BF16 arithmetic (avx512_bf16 or AMX)"}
 
 
 def test_onnxruntime_without_cuda_is_told_from_a_missing_gpu() -> None:

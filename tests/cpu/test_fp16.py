@@ -77,6 +77,13 @@ def test_residual_networks_keep_the_way_into_the_attention_in_fp32(tmp_path: Pat
             assert scope not in kept and types[scope] is HALF, scope
 
 
+def test_a_sum_without_a_shortcut_makes_no_residual_network(narrow_onnx: OnnxArtifact) -> None:
+    """The split stem adds two halves; nothing grows along such a sum."""
+    model = ir.load(narrow_onnx.path)
+    assert any(node.op_type == "Add" and (node.name or "").startswith("/backbone/") for node in model.graph)
+    assert not any("attention" in reason for reason in convert_to_fp16(model).float_nodes.values())
+
+
 def test_half_inputs_and_outputs_on_request(narrow_onnx: OnnxArtifact, tmp_path: Path) -> None:
     half, _ = fp16_from_fp32(narrow_onnx, tmp_path / "half.onnx", half_io=True)
     graph = ir.load(half.path).graph

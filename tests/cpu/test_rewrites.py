@@ -14,8 +14,8 @@ from lhanet_export.inference.fold import folded
 from lhanet_export.inference.network import InferenceNetwork
 from lhanet_export.inference.rewrites.depth import DepthConvolution
 from lhanet_export.inference.rewrites.fusion import StackedPMSA
-from lhanet_export.inference.rewrites.names import REWRITES
-from lhanet_export.inference.rewrites.registry import Applied
+from lhanet_export.inference.rewrites.names import PURPOSES, REWRITES
+from lhanet_export.inference.rewrites.registry import SHORT_LEVELS, Applied
 from lhanet_export.inference.rewrites.short_convolution import FACTORS, Factors, short_convolution
 from lhanet_export.inference.rewrites.stem import SplitStemBackbone
 from lhanet_export.inference.target import Target
@@ -61,6 +61,11 @@ def test_seven_taps_take_a_third_of_the_products_and_amplify_little() -> None:
     np.testing.assert_allclose((short.data**2).sum(1), 1)
 
 
+def test_the_amplification_for_five_taps_is_little_too() -> None:
+    assert short_convolution(5).products == 11
+    assert short_convolution(5).amplification == pytest.approx(2.8, abs=0.05)
+
+
 def test_linear_factors_alone_amplify_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     points = (0, 1, -1, 1 / 3, -1 / 3, 2 / 3, -2 / 3, 1.5, -1.5, 3, -3)
     monkeypatch.setitem(FACTORS, 7, Factors(points=points, quadratics=()))
@@ -95,8 +100,16 @@ def test_a_depth_convolution_is_convolution_and_resize_at_every_size(
 
 
 def test_a_depth_convolution_refuses_what_it_has_no_algorithm_for() -> None:
-    with pytest.raises(ValueError, match="5 taps"):
-        DepthConvolution(ScaleBranch(8, Fraction(5, 4), 5).organ_conv)
+    with pytest.raises(ValueError, match="3 taps"):
+        DepthConvolution(ScaleBranch(8, Fraction(1, 2), 3).organ_conv)
+
+
+def test_at_the_same_size_there_is_no_resize() -> None:
+    torch.manual_seed(0)
+    conv = ScaleBranch(8, Fraction(1), 5).organ_conv
+    x = torch.randn(2, 8, 7, 5, 6)
+    with torch.no_grad():
+        assert relative_l2(DepthConvolution(conv)(x, None), conv(x)) < ROUNDING
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 5, 6, 7), (1, 8, 2, 3, 2)])
@@ -151,6 +164,18 @@ def test_refusals_say_why(narrow_network: LHANet) -> None:
     assert applied(network, "slabs").as_json()["refusals"] == refusals
 
 
+def test_for_a_cpu_more_convolutions_are_short_and_none_is_cut(narrow_network: LHANet) -> None:
+    network = InferenceNetwork(narrow_network, Target(), purpose="cpu")
+    short = applied(network, "short-convolutions")
+    assert short.places == tuple(f"level {level}, {scale}" for level in range(3) for scale in ("1x", "1.25x", "1.5x"))
+    assert short.refusals["level 0, 0.5x"] == "3 taps, not 5 or 7"
+    assert applied(network, "slabs").places == ()
+    assert "cost time" in applied(network, "slabs").refusals["level 0, 1.5x"]
+    image = torch.randn(1, 1, 50, 35, 41, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert relative_l2(network(image), narrow_network(image)) < 1e-5
+
+
 def test_without_short_convolutions_there_is_nothing_to_cut(narrow_network: LHANet) -> None:
     network = InferenceNetwork(narrow_network, Target(), without=("short-convolutions",))
     slabs = applied(network, "slabs")
@@ -166,9 +191,15 @@ def test_standard_keeps_its_stem_and_whole_convolutions() -> None:
     assert applied(network, "short-convolutions").places == ("level 0, 1.5x", "level 1, 1.5x")
 
 
+def test_commands_and_rewrites_know_the_same_purposes() -> None:
+    assert set(PURPOSES) == set(SHORT_LEVELS)
+
+
 def test_unknown_rewrites_are_refused(narrow_network: LHANet) -> None:
     with pytest.raises(RefusedInput, match=r"no rewrite faster; rewrites: split-stem, .*slabs"):
         InferenceNetwork(narrow_network, Target(), without=("faster",))
+    with pytest.raises(RefusedInput, match="no purpose 'phone'; purposes: engine, cpu"):
+        InferenceNetwork(narrow_network, Target(), purpose="phone")
 
 
 @pytest.mark.parametrize("without", [(), *((name,) for name in REWRITES), tuple(REWRITES)], ids="-".join)

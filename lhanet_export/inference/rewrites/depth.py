@@ -1,11 +1,11 @@
-"""The 7x7x7 organ convolutions as short convolutions along depth, joined with the resize that follows them.
+"""The large organ convolutions as short convolutions along depth, joined with the resize that follows them.
 
 A convolution with a t x t x t kernel is, along depth, a correlation with t taps whose coefficients are t x t
-convolutions of planes. For t = 7 `short_convolution` gives six output planes from 14 products in place of 42,
-each product being one 1 x 7 x 7 convolution with a kernel of its own:
+convolutions of planes. `short_convolution` gives six output planes from 14 products in place of 42 (t = 7), or from 11
+in place of 30 (t = 5), each product being one 1 x t x t convolution with a kernel of its own:
 
     planes of a product = (data row) . depth          a matrix over the depth axis, from the shape
-    products            = Conv(1, 7, 7)(planes)       a third of the multiply-adds
+    products            = Conv(1, t, t)(planes)       a third of the multiply-adds
     result              = (resize @ inverse) . depth  another matrix over the depth axis
 
 The resizes along height and width act on each product, which is linear, so they go before the last matrix, where
@@ -40,11 +40,11 @@ class ShortBranch(ScaleBranch):
 
     def organ_features(self, y: Tensor, size: Sequence[int]) -> Tensor:
         """The organ convolution of `y`, resized to `size` (D,H,W)."""
-        return self.short_conv(y, size)
+        return self.short_conv(y, None if self.scale == 1 else size)
 
 
 class DepthConvolution(nn.Module):
-    """A convolution (padding: same) of tensors (N,C,D,H,W), short along depth, and a resize of its result.
+    """A convolution (padding: same) of tensors (N,C,D,H,W), short along depth, then resized where a size is given.
 
     `slabs` is in how many parts, by depth, the products are made and summed up: more parts hold
     fewer products at a time. `ValueError` for kernels that no short convolution is known for.
@@ -61,17 +61,14 @@ class DepthConvolution(nn.Module):
         self.data = _table(algorithm.data)
         self.inverse = _table(algorithm.inverse.T)
 
-    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """The convolution of `x`, resized to `size` (D,H,W)."""
-        batch, channels, depth, height, width = x.shape
-        resize_height, resize_width = (
-            interpolation_matrix(side, to, (side, to), device=x.device).to(x.dtype)
-            for side, to in zip((height, width), size[1:], strict=True)
-        )
+    def forward(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
+        """The convolution of `x`, resized to `size` (D,H,W) or, for None, as it is."""
+        batch, channels, depth = x.shape[:3]
+        to_size = x.shape[-3:] if size is None else size
         # Tiles of a slab, the same number in each: tensors of one size take each other's place in memory.
         count = (depth + self.samples * self.slabs - 1) // (self.samples * self.slabs)
         resize_depth = interpolation_matrix(
-            depth, size[0], (depth, size[0]), device=x.device, columns=count * self.slabs * self.samples
+            depth, to_size[0], (depth, to_size[0]), device=x.device, columns=count * self.slabs * self.samples
         )
         matrix = self._inverse(count, x.device)
         if self.slabs == 1:
@@ -79,12 +76,12 @@ class DepthConvolution(nn.Module):
         parts = []
         for slab in range(self.slabs):
             products = [
-                torch.matmul(resize_height, torch.matmul(y, resize_width.T)).reshape(batch, channels, count, -1)
+                (y if size is None else _resized_planes(y, size)).reshape(batch, channels, count, -1)
                 for y in self._products(x, slab * count, count)
             ]
             parts.append(torch.matmul(matrix.to(x.dtype), torch.cat(products, 2)))
         y = parts[0] if self.slabs == 1 else torch.matmul(resize_depth.to(x.dtype), torch.cat(parts, 2))
-        return y.reshape(batch, channels, *size) + self.bias
+        return y.reshape(batch, channels, *to_size) + self.bias
 
     def _products(self, x: Tensor, first: int, count: int) -> Iterator[Tensor]:
         """The products (N,C,count,H,W) of `count` tiles from tile `first` on, one after the other."""
@@ -103,6 +100,15 @@ class DepthConvolution(nn.Module):
         starts = torch.arange(count, device=device) * self.samples
         matrix = _band(self.inverse, planes[:, None] - starts[None, :]).permute(1, 0, 2)
         return matrix.reshape(count * self.samples, len(self.kernels) * count)
+
+
+def _resized_planes(x: Tensor, size: Sequence[int]) -> Tensor:
+    """`x` resized along height and width only."""
+    height, width = (
+        interpolation_matrix(side, to, (side, to), device=x.device).to(x.dtype)
+        for side, to in zip(x.shape[-2:], size[1:], strict=True)
+    )
+    return torch.matmul(height, torch.matmul(x, width.T))
 
 
 def _band(table: Tensor, offsets: Tensor) -> Tensor:

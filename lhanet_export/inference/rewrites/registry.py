@@ -16,7 +16,6 @@ from lhanet_export.errors import RefusedInput
 from lhanet_export.inference.rewrites.depth import ShortBranch
 from lhanet_export.inference.rewrites.fusion import StackedPMSA
 from lhanet_export.inference.rewrites.names import REWRITES
-from lhanet_export.inference.rewrites.short_convolution import FACTORS
 from lhanet_export.inference.rewrites.stem import SplitStemBackbone
 from lhanet_export.model.backbone import LightweightBackbone
 from lhanet_export.model.pmsa import PMSA, ScaleBranch
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 FINE_LEVELS = 2
 #: Parts by depth of the largest convolution; docs/measurements/ has what other numbers give.
 SLABS = 3
+#: By purpose and number of taps: in how many of the finest levels convolutions are made short. Each costs as many
+#: weights again and some activations: an engine gets the two that save most for it, a CPU what pays in time.
+SHORT_LEVELS = {"engine": {7: 2}, "cpu": {5: 3, 7: 3}}
 #: What a rewrite looked at, and the reason if it left it as it was.
 Outcomes = Iterator[tuple[str, str | None]]
 
@@ -52,13 +54,17 @@ def check_names(names: Collection[str]) -> None:
         raise RefusedInput(f"there is no rewrite {', '.join(unknown)}; rewrites: {', '.join(REWRITES)}")
 
 
-def rewrite(network: InferenceNetwork, strides: Sequence[int], *, without: Collection[str] = ()) -> tuple[Applied, ...]:
+def rewrite(
+    network: InferenceNetwork, strides: Sequence[int], *, purpose: str = "engine", without: Collection[str] = ()
+) -> tuple[Applied, ...]:
     """Apply every rewrite but those in `without` to a network with folded batch norms, in place.
 
-    `strides` are input voxels per feature voxel, by level from the finest. An unknown name in
-    `without` raises `RefusedInput` and nothing is changed.
+    `strides` are input voxels per feature voxel, by level from the finest. `purpose` is what the graph
+    is for, `engine` or `cpu`. An unknown purpose or name raises `RefusedInput` and nothing is changed.
     """
     check_names(without)
+    if purpose not in SHORT_LEVELS:
+        raise RefusedInput(f"there is no purpose '{purpose}'; purposes: {', '.join(SHORT_LEVELS)}")
     functions = {
         "split-stem": _split_stem,
         "stacked-fusions": _stack_fusions,
@@ -68,14 +74,14 @@ def rewrite(network: InferenceNetwork, strides: Sequence[int], *, without: Colle
     applied = []
     for name in REWRITES:
         if name not in without:
-            outcomes = dict(functions[name](network, strides))
+            outcomes = dict(functions[name](network, strides, purpose))
             places = tuple(place for place, reason in outcomes.items() if reason is None)
             refusals = {place: reason for place, reason in outcomes.items() if reason is not None}
             applied.append(Applied(name=name, places=places, refusals=refusals))
     return tuple(applied)
 
 
-def _split_stem(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+def _split_stem(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
     if isinstance(network.backbone, LightweightBackbone):
         network.backbone = SplitStemBackbone(network.backbone)
         yield "backbone", None
@@ -83,31 +89,33 @@ def _split_stem(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
         yield "backbone", "its first convolution has stride 2: no map of full resolution"
 
 
-def _stack_fusions(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+def _stack_fusions(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
     for index in range(len(strides)):
         if index < FINE_LEVELS:
             network.pmsa[index] = StackedPMSA(cast(PMSA, network.pmsa[index]))
         yield f"level {index}", None if index < FINE_LEVELS else "its tensors are small, and its stacked weights large"
 
 
-def _shorten_convolutions(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+def _shorten_convolutions(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
     for place, index, branches, at in _branches(network):
         branch = cast(ScaleBranch, branches[at])
         taps = branch.organ_conv.kernel_size[0]
-        if taps not in FACTORS:
-            yield place, f"{taps} taps, not {' or '.join(map(str, FACTORS))}"
-        elif index >= FINE_LEVELS:
+        if taps not in SHORT_LEVELS[purpose]:
+            yield place, f"{taps} taps, not {' or '.join(map(str, SHORT_LEVELS[purpose]))}"
+        elif index >= SHORT_LEVELS[purpose][taps]:
             yield place, "a coarse level: little work, and weights that would double"
         else:
             branches[at] = ShortBranch(branch)
             yield place, None
 
 
-def _cut_into_slabs(network: InferenceNetwork, strides: Sequence[int]) -> Outcomes:
+def _cut_into_slabs(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
     for place, index, branches, at in _branches(network):
         branch = branches[at]
         if not isinstance(branch, ShortBranch):
             yield place, "not a short convolution"
+        elif purpose == "cpu":
+            yield place, "slabs save memory, which a CPU has, and cost time"
         elif strides[index] > 2:
             yield place, "its tensors are a small part of the memory"
         else:

@@ -10,7 +10,7 @@ each of which costs one product (Toom-Cook); a residue modulo a quadratic costs 
 Source: S. Winograd, Arithmetic Complexity of Computations, SIAM 1980, chapters 3 to 5 (Chinese remainder theorem
 for polynomials, transposition). Exact in exact arithmetic for every window and every taps. What rounding does
 depends on the factors: linear factors alone would amplify it by 24 for 7 taps and 6 samples; with the
-quadratics chosen below it is 2.5, little enough for FP16.
+quadratics chosen below it is 2.5 (7 taps) and 2.8 (5 taps), little enough for FP16.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ class Factors:
 
 
 #: By number of taps. Six samples at a time: of all sets with factors from {0, 1, -1, 1/2, -1/2, 2, -2} and b from
-#: {0, +-1/2, +-1, +-3/2} this needs the fewest products (14 in place of 42) at an amplification below 3.
-FACTORS = {7: Factors(points=(0, 1, -1, 0.5, -0.5, 2, -2), quadratics=(-1, 0.5))}
+#: {0, +-1/2, +-1, +-3/2} these need the fewest products (11 for 30, 14 for 42) at an amplification below 3.
+FACTORS = {
+    5: Factors(points=(0, 1, -1, 0.5, -0.5, 2, -2), quadratics=(0,)),
+    7: Factors(points=(0, 1, -1, 0.5, -0.5, 2, -2), quadratics=(-1, 0.5)),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
