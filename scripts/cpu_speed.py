@@ -204,7 +204,7 @@ def export(checkpoint: str, width: int | None, shape: Shape, folder: Path) -> tu
     elif width is not None:
         raise RefusedInput(f"--width is for presets; {checkpoint} has a width of its own")
     network, identity = open_checkpoint(str(weights))
-    options = ExportOptions(spatial=SpatialRange(shape, shape, shape))
+    options = ExportOptions(spatial=SpatialRange(shape, shape, shape), purpose="cpu")
     onnx_from_network(network, identity.as_json(), folder / "model.onnx", options)
     facts = {key: getattr(identity, key) for key in ("preset", "num_classes", "base_channels")}
     return weights, {"source": checkpoint, **facts}
