@@ -65,6 +65,11 @@ class DepthConvolution(nn.Module):
         """The convolution of `x`, resized to `size` (D,H,W) or, for None, as it is."""
         batch, channels, depth = x.shape[:3]
         to_size = x.shape[-3:] if size is None else size
+        # Made once, from the shape of `x`: a matrix from each product's own shape would be a graph of its own.
+        resize_height, resize_width = (
+            interpolation_matrix(side, to, (side, to), device=x.device).to(x.dtype)
+            for side, to in zip(x.shape[-2:], to_size[1:], strict=True)
+        )
         # Tiles of a slab, the same number in each: tensors of one size take each other's place in memory.
         count = (depth + self.samples * self.slabs - 1) // (self.samples * self.slabs)
         resize_depth = interpolation_matrix(
@@ -75,10 +80,11 @@ class DepthConvolution(nn.Module):
             matrix = torch.matmul(resize_depth, matrix)
         parts = []
         for slab in range(self.slabs):
-            products = [
-                (y if size is None else _resized_planes(y, size)).reshape(batch, channels, count, -1)
-                for y in self._products(x, slab * count, count)
-            ]
+            products = []
+            for y in self._products(x, slab * count, count):
+                if size is not None:
+                    y = torch.matmul(resize_height, torch.matmul(y, resize_width.T))
+                products.append(y.reshape(batch, channels, count, to_size[1] * to_size[2]))
             parts.append(torch.matmul(matrix.to(x.dtype), torch.cat(products, 2)))
         y = parts[0] if self.slabs == 1 else torch.matmul(resize_depth.to(x.dtype), torch.cat(parts, 2))
         return y.reshape(batch, channels, *to_size) + self.bias
@@ -100,15 +106,6 @@ class DepthConvolution(nn.Module):
         starts = torch.arange(count, device=device) * self.samples
         matrix = _band(self.inverse, planes[:, None] - starts[None, :]).permute(1, 0, 2)
         return matrix.reshape(count * self.samples, len(self.kernels) * count)
-
-
-def _resized_planes(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`x` resized along height and width only."""
-    height, width = (
-        interpolation_matrix(side, to, (side, to), device=x.device).to(x.dtype)
-        for side, to in zip(x.shape[-2:], size[1:], strict=True)
-    )
-    return torch.matmul(height, torch.matmul(x, width.T))
 
 
 def _band(table: Tensor, offsets: Tensor) -> Tensor:
