@@ -40,7 +40,8 @@ from lhanet_export.runners.eager import EagerRunner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.runners.openvino_ import OpenVINORunner
 from lhanet_export.shapes import SpatialRange
-from lhanet_export.verify.inputs import cases_for
+from lhanet_export.verify.inputs import Case, cases_for
+from lhanet_export.verify.metrics import difference
 
 MEMORY_SIZES = SpatialRange((48, 64, 64), (64, 128, 128), (64, 128, 128))
 TIMED_SHAPE = (48, 96, 96)
@@ -61,12 +62,12 @@ def main(checkpoint: str, show: Show) -> None:
     """Measure what each rewrite brings for CHECKPOINT."""
     with show.progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
-    image = cases_for([TIMED_SHAPE])[0].image
-    reference, eager_seconds = _run(EagerRunner(network), image)
+    case = cases_for([TIMED_SHAPE])[0]
+    reference, eager_seconds = _run(EagerRunner(network), case.image)
     rows: list[dict[str, Any]] = []
     for name, purpose, without in VARIANTS:
         with tempfile.TemporaryDirectory() as folder:
-            row = _measure(network, identity, purpose, without, Path(folder), image, reference, show)
+            row = _measure(network, identity, purpose, without, Path(folder), case, reference, show)
             rows.append({"variant": name, "purpose": purpose, "without": list(without), **row})
     _say(rows, eager_seconds, show)
     show.facts(
@@ -82,19 +83,19 @@ def main(checkpoint: str, show: Show) -> None:
 
 def _measure(
     network: LHANet, identity: CheckpointIdentity, purpose: str, without: Sequence[str], folder: Path,
-    image: np.ndarray, reference: np.ndarray, show: Show,
+    case: Case, reference: np.ndarray, show: Show,
 ) -> dict[str, Any]:  # fmt: skip
     options = ExportOptions(purpose=purpose, without=tuple(without))
     whole = onnx_from_network(network, identity.as_json(), folder / "fp32.onnx", options, show.progress)
-    output, seconds = _run(OpenVINORunner(whole), image)
+    output, seconds = _run(OpenVINORunner(whole), case.image)
     half, _ = fp16_from_fp32(whole, folder / "fp16.onnx", progress=show.progress)
-    half_output, _ = _run(OnnxRuntimeRunner(half), image, rounds=0)
+    half_output, _ = _run(OnnxRuntimeRunner(half), case.image, rounds=0)
     return {
         **_planned(half, folder, show),
         "multiply_adds": work_of(whole.path, MEMORY_SIZES.max).total().multiply_adds,
         "cpu_seconds": seconds,
-        "relative_l2": _relative_l2(output, reference),
-        "relative_l2_fp16": _relative_l2(half_output, reference),
+        "relative_l2": difference(case, reference, output, "logits", 0.0).relative_l2,
+        "relative_l2_fp16": difference(case, reference, half_output, "logits", 0.0).relative_l2,
     }
 
 
@@ -122,10 +123,6 @@ def _run(runner: Runner, image: np.ndarray, rounds: int = ROUNDS) -> tuple[np.nd
             runner.infer(image)
             seconds.append(time.perf_counter() - start)
     return output, statistics.median(seconds) if seconds else 0.0
-
-
-def _relative_l2(output: np.ndarray, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
 
 
 def _say(rows: list[dict[str, Any]], eager_seconds: float, show: Show) -> None:

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import read_json, sha256_of, sidecar_of, staged, write_json
 from lhanet_export.inference.target import Target
-from lhanet_export.shapes import SpatialRange
+from lhanet_export.shapes import Shape, SpatialRange, format_shape
 from lhanet_export.strict import Node
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,11 @@ class OnnxArtifact:
     def precision(self) -> str:
         """`fp32` or `fp16`."""
         return str(self.facts["precision"])
+
+    def check_size(self, shape: Shape) -> None:
+        """Refuse a volume size (D,H,W) that the graph was not exported for."""
+        if shape not in self.spatial:
+            raise RefusedInput(f"a volume of {format_shape(shape)} is outside the range {self.spatial} of {self.path}")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -113,15 +118,7 @@ def read_onnx(path: Path) -> OnnxArtifact:
     origin, or with operators that this network does not have. Without a sidecar the file is taken
     as it is, with a warning: nothing can tell then whether a weight was flipped.
     """
-    try:
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
-    except FileNotFoundError:
-        raise RefusedInput(f"there is no file {path}") from None
-    except OSError as error:
-        raise RefusedInput(f"cannot read {path}: {error.strerror}") from error
-    except DecodeError as error:
-        raise RefusedInput(f"{path} is not an ONNX file, or it is damaged: {error}") from error
-    facts = _facts_in(path, proto)
+    proto, facts = read_graph_and_facts(path)
     strange = sorted({node.op_type for node in proto.graph.node if node.domain or node.op_type not in KNOWN_OPERATORS})
     if strange:
         raise RefusedInput(f"{path} holds operators that LHA-Net does not have: {', '.join(strange[:8])}")
@@ -132,6 +129,22 @@ def read_onnx(path: Path) -> OnnxArtifact:
     else:
         logger.warning("%s has no sidecar %s: its bytes cannot be checked", path, sidecar_of(path).name)
     return OnnxArtifact(path=path, sha256=sha256, opset=_opset_of(path, proto), facts=facts)
+
+
+def read_graph_and_facts(path: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph of an ONNX file of this toolkit, its external weights left on disk, and the facts inside it.
+
+    Nothing is hashed. `RefusedInput` for a file that is missing, damaged or of another origin.
+    """
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError:
+        raise RefusedInput(f"there is no file {path}") from None
+    except OSError as error:
+        raise RefusedInput(f"cannot read {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise RefusedInput(f"{path} is not an ONNX file, or it is damaged: {error}") from error
+    return proto, _facts_in(path, proto)
 
 
 def _facts_in(path: Path, proto: onnx.ModelProto) -> dict[str, Any]:

@@ -15,7 +15,6 @@ operators, and what depends on the image or on large weights has its size inferr
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -27,12 +26,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx import shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from lhanet_export.errors import RefusedInput
-from lhanet_export.export.artifact import KNOWN_OPERATORS, METADATA_KEY
+from lhanet_export.export.artifact import KNOWN_OPERATORS, read_graph_and_facts
 from lhanet_export.inference.target import Target
 from lhanet_export.model.pmsa import SCALES
 from lhanet_export.shapes import Shape, SpatialRange, format_shape
@@ -142,20 +140,8 @@ def read_graph(path: Path) -> ExportedGraph:
 
     `RefusedInput` for a file that is missing, damaged or of another origin.
     """
-    try:
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
-    except OSError as error:
-        raise RefusedInput(f"cannot read {path}: {error.strerror}") from error
-    except DecodeError as error:
-        raise RefusedInput(f"{path} is not an ONNX file, or it is damaged: {error}") from error
-    texts = [entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY]
-    try:
-        (text,) = texts
-        facts = Node(json.loads(text), path).object()
-    except (ValueError, RecursionError) as error:
-        raise RefusedInput(
-            f"{path} is not an ONNX file of this toolkit; make one with: lhanet-export onnx CHECKPOINT -o model.onnx"
-        ) from error
+    proto, inside = read_graph_and_facts(path)
+    facts = Node(inside, path).object()
     checkpoint = facts.take("checkpoint").object()
     return ExportedGraph(
         model=ir.from_proto(proto),

@@ -12,6 +12,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from lhanet_export.inference.convolution import convolution_like
 from lhanet_export.model.backbone import BasicBlock, ResNet3DBackbone
 
 
@@ -50,8 +51,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 def _folded_conv(conv: nn.Module, norm: nn.Module) -> nn.Conv3d:
     assert isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d)
     assert norm.running_mean is not None and norm.running_var is not None
-    fused = copy.copy(conv)
-    fused_weight, fused_bias = fuse_conv_bn_weights(
+    weight, bias = fuse_conv_bn_weights(
         conv.weight.detach().double(),
         None if conv.bias is None else conv.bias.detach().double(),
         norm.running_mean.double(),
@@ -60,8 +60,4 @@ def _folded_conv(conv: nn.Module, norm: nn.Module) -> nn.Conv3d:
         norm.weight.detach().double(),
         norm.bias.detach().double(),
     )
-    fused._parameters = {
-        "weight": nn.Parameter(fused_weight.to(conv.weight.dtype), requires_grad=False),
-        "bias": nn.Parameter(fused_bias.to(conv.weight.dtype), requires_grad=False),
-    }
-    return fused
+    return convolution_like(conv, weight.to(conv.weight.dtype), bias.to(conv.weight.dtype))

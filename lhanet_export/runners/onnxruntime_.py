@@ -17,7 +17,6 @@ from typing_extensions import Self
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
 from lhanet_export.precision.rounding import is_half, with_rounding
-from lhanet_export.shapes import format_shape
 
 
 class OnnxRuntimeRunner:
@@ -36,11 +35,7 @@ class OnnxRuntimeRunner:
         if self._session is None:
             raise ValueError("the runner is closed; use it inside its with block")
         shape = (int(image.shape[2]), int(image.shape[3]), int(image.shape[4]))
-        if shape not in self._artifact.spatial:
-            raise RefusedInput(
-                f"a volume of {format_shape(shape)} is outside the range {self._artifact.spatial} "
-                f"of {self._artifact.path}"
-            )
+        self._artifact.check_size(shape)
         if self._artifact.facts.get("half_io"):
             image = image.astype(np.float16)
         (output,) = self._session.run(None, {"image": image})

@@ -104,12 +104,8 @@ class OpenVINORunner:
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 5 or shape[0] < 1 or shape[1] != 1:
             raise RefusedInput(f"expected volumes (N,1,D,H,W), got {shape}")
-        size, batch = (shape[2], shape[3], shape[4]), self._artifact.facts["batch"]
-        if size not in self._artifact.spatial:
-            raise RefusedInput(
-                f"a volume of {format_shape(size)} is outside the range {self._artifact.spatial} "
-                f"of {self._artifact.path}"
-            )
+        self._artifact.check_size((shape[2], shape[3], shape[4]))
+        batch = self._artifact.facts["batch"]
         if batch not in (None, shape[0]):
             raise RefusedInput(f"{self._artifact.path} takes a batch of {batch}, got {shape[0]}")
 

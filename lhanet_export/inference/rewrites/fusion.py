@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lhanet_export.inference.rewrites.convolution import convolution_like
+from lhanet_export.inference.convolution import convolution_like
 from lhanet_export.model.pmsa import PMSA
 
 #: Which progressive fusions p_i are computed as one tensor.

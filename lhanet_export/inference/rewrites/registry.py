@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 #: The finest levels have 80 % of the multiply-adds and of the memory, and 6 % of the weights.
 FINE_LEVELS = 2
-#: Parts by depth of the largest convolution; docs/measurements/ has what other numbers give.
+#: Parts by depth of the largest convolution. Two hold more products at a time; four would leave two tiles of
+#: eight empty at the public training patch, 48 voxels deep.
 SLABS = 3
 #: By purpose and number of taps: in how many of the finest levels convolutions are made short. Each costs as many
 #: weights again and some activations: an engine gets the two that save most for it, a CPU what pays in time.

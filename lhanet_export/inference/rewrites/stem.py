@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lhanet_export.inference.rewrites.convolution import convolution_like
+from lhanet_export.inference.convolution import convolution_like
 from lhanet_export.model.backbone import LightweightBackbone
 
 HALVES = 2
