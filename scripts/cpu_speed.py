@@ -48,8 +48,8 @@ PACKAGES = ("torch", "onnxruntime-gpu", "openvino", "numpy")
 PRESET_PREFIX = "preset:"
 EAGER, MIXED = "eager FP32", "OpenVINO mixed"
 #: Has OpenMP's threads (GNU's and Intel's), which are PyTorch's, sleep between two pieces of work; otherwise they spin
-#: on cores that another runtime is being timed on. And keeps ONNX Runtime from sending reports meanwhile.
-_QUIET = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "ORT_DISABLE_TELEMETRY": "1"}
+#: on cores that another runtime is being timed on.
+_QUIET = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 
 Infer = Callable[[np.ndarray], np.ndarray]
 
@@ -284,10 +284,10 @@ def _eager(task: Task) -> tuple[Infer, Prepare | None]:
 
 def _onnxruntime(task: Task) -> tuple[Infer, Prepare | None]:
     # Not through its runner, which leaves the threads to ONNX Runtime: how many, and that they spin after an inference.
-    import onnxruntime
-
     from lhanet_export.export.artifact import read_onnx
+    from lhanet_export.runners.onnxruntime_library import load_onnxruntime
 
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = task.threads

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lhanet_export.engine.gpu import find_gpus
+from lhanet_export.runners.onnxruntime_library import load_onnxruntime
 from lhanet_export.runners.openvino_library import computes_bf16, keep_openvino_quiet
 
 #: Modules that only need to import; more than a version is asked of the others.
@@ -66,8 +67,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _onnxruntime() -> dict[str, Any]:
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
 
 

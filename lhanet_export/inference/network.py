@@ -6,7 +6,7 @@ predictions, routing and size-specific heads change no logit and are left out. T
 equal in meaning to `LHANet` in eval mode; batch norms are folded away, and `rewrites` reorder the rest.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class InferenceNetwork(nn.Module):
         if target.output == "labels" and network.num_classes > 256:
             raise RefusedInput(f"labels are uint8: {network.num_classes} classes do not fit; use --output logits")
         self.target = target
+        self.resize_logits: Callable[[Tensor, Sequence[int]], Tensor] = resize_to_size
         levels = target.levels
         hierarchy = network.hierarchical_pmsa
         self.backbone = _first_levels(folded(network.backbone), levels)
@@ -64,7 +65,7 @@ class InferenceNetwork(nn.Module):
         """From the head's own grid to the output that the target names."""
         if self.target.output == "coarse":
             return coarse
-        logits = resize_to_size(coarse, size)
+        logits = self.resize_logits(coarse, size)
         if self.target.output == "labels":
             return logits.argmax(1).to(torch.uint8)
         return logits.softmax(1) if self.target.output == "probabilities" else logits

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lhanet_export.model.backbone import conv_norm_relu
-from lhanet_export.model.resize import resize_by_scale, resize_to_size
+from lhanet_export.model.resize import LAST_AXIS_FIRST, resize_by_scale, resize_to_size
 
 #: (scale, side of the organ kernel): small organs see 3 voxels, medium ones 5, large ones 7.
 SCALES = (
@@ -57,13 +57,15 @@ class ScaleBranch(nn.Module):
     def __init__(self, channels: int, scale: Fraction, organ_kernel: int) -> None:
         super().__init__()
         self.scale = scale
+        # The order in which `forward` resizes the axes; it changes nothing but rounding.
+        self.resize_order: Sequence[int] = LAST_AXIS_FIRST
         self.spatial_attention = PooledAttention(channels)
         self.channel_attention = VoxelAttention()
         self.context_conv = nn.Sequential(*conv_norm_relu(channels, channels))
         self.organ_conv = nn.Conv3d(channels, channels, organ_kernel, padding=organ_kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.scale == 1 else resize_by_scale(x, self.scale)
+        y = x if self.scale == 1 else resize_by_scale(x, self.scale, self.resize_order)
         y = y * self.spatial_attention(y) * self.channel_attention(y)
         return self.organ_features(self.context_conv(y), x.shape[-3:])
 

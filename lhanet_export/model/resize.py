@@ -20,11 +20,15 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+#: The order of the three products: the last axis first.
+LAST_AXIS_FIRST = (4, 3, 2)
 
-def resize_by_scale(x: Tensor, scale: Fraction) -> Tensor:
+
+def resize_by_scale(x: Tensor, scale: Fraction, order: Sequence[int] = LAST_AXIS_FIRST) -> Tensor:
     """Resize the last three axes of `x` (N,C,D,H,W) by the factor `scale`; sides become floor(n * scale).
 
     Floating dtypes only; the result has the dtype of `x`. A side that would become 0 raises ValueError.
+    `order` is the order in which the axes 2, 3 and 4 are resized; the result is the same up to rounding.
     """
     sides = x.shape[-3:]
     up, down = scale.numerator, scale.denominator
@@ -34,32 +38,51 @@ def resize_by_scale(x: Tensor, scale: Fraction) -> Tensor:
     if 1 < scale < Fraction(3, 2):
         keep = (sizes[0] == sides[0]) & (sizes[1] == sides[1]) & (sizes[2] == sides[2])
     # One output step is down/up input samples, or exactly one (up/up) where all sides are kept.
-    return _resize(x, sizes, [(down + keep * (up - down), up)] * 3)
+    return _resize(x, sizes, [(down + keep * (up - down), up)] * 3, order)
 
 
 def resize_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize the last three axes of `x` (N,C,D,H,W) to `size` (D,H,W), reading by the ratio of the sizes."""
-    return _resize(x, size, list(zip(x.shape[-3:], size, strict=True)))
+    return _resize(x, size, list(zip(x.shape[-3:], size, strict=True)), LAST_AXIS_FIRST)
 
 
-def _resize(x: Tensor, sizes: Sequence[int], steps: Sequence[tuple[int, int]]) -> Tensor:
-    depth, height, width = (
+def _resize(x: Tensor, sizes: Sequence[int], steps: Sequence[tuple[int, int]], order: Sequence[int]) -> Tensor:
+    matrices = [
         interpolation_matrix(side, size, step, device=x.device).to(x.dtype)
         for side, size, step in zip(x.shape[-3:], sizes, steps, strict=True)
-    )
-    x = torch.matmul(x, width.T)
-    x = torch.matmul(height, x)
-    batch, channels = x.shape[:2]
-    planes = x.reshape(batch, channels, x.shape[2], sizes[1] * sizes[2])
-    return torch.matmul(depth, planes).reshape(batch, channels, *sizes)
+    ]
+    for axis in order:
+        x = multiply_axis(matrices[axis - 2], x, axis)
+    return x
+
+
+def multiply_axis(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """The product of `matrix` (rows, side) with `x` (N,C,D,H,W) along one of its last three axes (2, 3 or 4)."""
+    if axis == 4:
+        return torch.matmul(x, matrix.T)
+    if axis == 3:
+        return torch.matmul(matrix, x)
+    batch, channels, depth, height, width = x.shape
+    planes = x.reshape(batch, channels, depth, height * width)
+    return torch.matmul(matrix, planes).reshape(batch, channels, matrix.shape[0], height, width)
 
 
 def interpolation_matrix(
     side: int, size: int, step: tuple[int, int], *, device: torch.device, columns: int | None = None
 ) -> Tensor:
-    """Matrix (size, side), float32: row i interpolates at ((2 i + 1) * num - den) / (2 den), step = num / den.
+    """Matrix (size, side), float32: row i interpolates where `reading_positions` says.
 
-    With `columns` (at least `side`) the matrix has that many; the ones beyond `side` are 0. Always
+    With `columns` (at least `side`) the matrix has that many; the ones beyond `side` are 0.
+    """
+    source, samples = reading_positions(side, size, step, device=device)
+    reads = samples if columns is None else torch.arange(columns, device=device).to(torch.float32)
+    return (1 - (source[:, None] - reads[None, :]).abs()).clamp(min=0)
+
+
+def reading_positions(side: int, size: int, step: tuple[int, int], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each of `size` outputs reads an axis of `side` samples, and the samples' own positions, float32 both.
+
+    Output i reads at ((2 i + 1) * num - den) / (2 den), step = num / den, clamped to [0, side - 1]. Always
     float32: at index 200 float16 has steps of 0.125. Numerators are whole and below 2**24 for every
     volume that fits a GPU, so the one division is the only rounding.
     """
@@ -70,6 +93,4 @@ def interpolation_matrix(
     samples = torch.arange(side, device=device).to(torch.float32)
     source = ((2 * rows + 1) * num - den) / (2 * den)
     # The upper limit is read from the samples, so that it stays dynamic in a traced graph.
-    source = source.clamp(min=0).minimum(samples[-1])
-    reads = samples if columns is None else torch.arange(columns, device=device).to(torch.float32)
-    return (1 - (source[:, None] - reads[None, :]).abs()).clamp(min=0)
+    return source.clamp(min=0).minimum(samples[-1]), samples

@@ -8,15 +8,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from typing_extensions import Self
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
 from lhanet_export.precision.rounding import is_half, with_rounding
+from lhanet_export.runners.onnxruntime_library import load_onnxruntime
 
 
 class OnnxRuntimeRunner:
@@ -24,7 +25,8 @@ class OnnxRuntimeRunner:
 
     def __init__(self, artifact: OnnxArtifact) -> None:
         self._artifact = artifact
-        self._session: onnxruntime.InferenceSession | None = None
+        self._onnxruntime = load_onnxruntime()
+        self._session: Any = None
         self._open = ExitStack()
         self.name = "onnxruntime cpu"
         if artifact.precision == "fp16":
@@ -38,18 +40,18 @@ class OnnxRuntimeRunner:
         self._artifact.check_size(shape)
         if self._artifact.facts.get("half_io"):
             image = image.astype(np.float16)
-        (output,) = self._session.run(None, {"image": image})
+        output: np.ndarray = self._session.run(None, {"image": image})[0]
         return output
 
     def __enter__(self) -> Self:
         path = self._artifact.path
         if self._artifact.precision == "fp16":
             path = self._rounding_graph(Path(self._open.enter_context(TemporaryDirectory())))
-        options = onnxruntime.SessionOptions()
+        options = self._onnxruntime.SessionOptions()
         # Warnings of the optimizer about constants that it folds or not; errors are raised anyway.
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = self._onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # ONNX Runtime's exceptions have no common base below Exception.
             self._open.close()

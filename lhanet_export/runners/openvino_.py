@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ Precision = Literal["fp32", "mixed"]
 
 #: What OpenVINO calls them.
 _HINTS = {"fp32": "f32", "mixed": "bf16"}
+#: Between two looks at the mapped file while compiling; weights are copied at about a gigabyte a second.
+_RELEASE_SECONDS = 0.05
 
 
 class OpenVINORunner:
@@ -87,7 +90,8 @@ class OpenVINORunner:
         self._check_shape(shape)
         # The old size goes first: each keeps a copy of the weights in the layout of its kernels.
         self._shape, self._compiled = (), None
-        with self._explained(f"compile for {format_shape((shape[2], shape[3], shape[4]))}"):
+        weights = external_data_of(self._artifact.path)
+        with self._explained(f"compile for {format_shape((shape[2], shape[3], shape[4]))}"), _pages_released(weights):
             # A compiled graph of one fixed size is faster than one that takes any.
             model = self._model.clone()
             model.reshape({"image": list(shape)})
@@ -99,7 +103,6 @@ class OpenVINORunner:
         if self._precision == "mixed":
             check_computed(self._compiled)
         self._shape = shape
-        _release_pages(external_data_of(self._artifact.path))
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 5 or shape[0] < 1 or shape[1] != 1:
@@ -130,11 +133,33 @@ class OpenVINORunner:
         self._shape, self._compiled, self._model = (), None, None
 
 
+@contextmanager
+def _pages_released(path: Path) -> Iterator[None]:
+    """Inside, and at the end, what was read of a mapped file does not stay in this process's resident memory.
+
+    OpenVINO maps the weights' file and copies them into the layout of its kernels. Each page is read for one copy;
+    kept until the last copy is made, the weights would be resident twice.
+    """
+    done = threading.Event()
+
+    def release() -> None:
+        while not done.wait(_RELEASE_SECONDS):
+            _release_pages(path)
+
+    thread = threading.Thread(target=release, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _release_pages(path)
+
+
 def _release_pages(path: Path) -> None:
     """Take the pages of a file that is mapped read-only out of this process's resident memory; on Linux only.
 
-    OpenVINO maps the weights' file, copies them into the layout of its kernels, and keeps both. The
-    mapped half is not read again until the next size is compiled, and comes back from the file then.
+    What is read again comes back from the file.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():

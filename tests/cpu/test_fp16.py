@@ -1,11 +1,14 @@
 """The FP16 graph is FP16 where it says so, and what is said of it on a CPU holds for FP16, not for FP32."""
 
 import copy
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 
@@ -14,10 +17,12 @@ from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.export.onnx_from_network import onnx_from_network
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.rule import rule_image, rule_network
+from lhanet_export.precision import fp16
 from lhanet_export.precision.convert import fp16_from_fp32
 from lhanet_export.precision.fp16 import convert_to_fp16
 from lhanet_export.precision.rounding import with_rounding
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
+from lhanet_export.runners.onnxruntime_library import load_onnxruntime
 from tests.cpu.conftest import CHECKPOINT
 from tests.cpu.test_export import relative_l2
 
@@ -38,6 +43,30 @@ def test_fp16_is_close_to_fp32(preset: str, tmp_path: Path) -> None:
         # Below: not FP16 at all. Half precision has a step of 5e-4.
         assert 1e-4 < error <= 5e-3
         assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.99
+
+
+def test_convolutions_with_many_weights_stay_fp16_in_a_residual_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = rule_network("standard", base_channels=8, num_classes=3, seed=7)
+    whole = onnx_from_network(network, CHECKPOINT, tmp_path / "fp32.onnx")
+
+    def float_backbone() -> set[int]:
+        model = ir.load(whole.path)
+        float_nodes = convert_to_fp16(model).float_nodes
+        return {
+            math.prod(node.inputs[1].shape.numpy())
+            for node in model.graph
+            if node.op_type == "Conv" and node.name in float_nodes and "backbone" in node.name
+        }
+
+    # 64 x 64 x 27 is the last stage of the narrow network, 64 x 32 x 27 the one convolution into it.
+    assert {64 * 64 * 27, 64 * 32 * 27, 32 * 32 * 27} <= float_backbone()
+    monkeypatch.setattr(fp16, "MANY_WEIGHTS", 64 * 32 * 27)
+    assert max(float_backbone()) == 32 * 32 * 27
+    # A longer chain of residual sums keeps them all in FP32.
+    monkeypatch.setattr(fp16, "FEW_SUMS", 4)
+    assert max(float_backbone()) == 64 * 64 * 27
 
 
 def test_types_in_the_graph(narrow_fp16: OnnxArtifact) -> None:
@@ -152,7 +181,7 @@ def test_rounding_makes_overflow_visible_on_a_cpu() -> None:
     x = np.array([1, 1.5, 2, 1.0009765], np.float16)
 
     def run(model: ir.Model) -> np.ndarray:
-        session = onnxruntime.InferenceSession(
+        session = load_onnxruntime().InferenceSession(
             ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
         )
         return session.run(None, {"x": x})[0]
@@ -175,3 +204,10 @@ def test_rounding_agrees_with_torch_half(narrow_network: LHANet, narrow_fp16: On
     with OnnxRuntimeRunner(narrow_fp16) as runner:
         rounded = runner.infer(image)
     assert 0.3 < relative_l2(rounded, exact) / relative_l2(half, exact) < 3
+
+
+def test_onnxruntime_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = "from lhanet_export.runners.onnxruntime_library import load_onnxruntime; load_onnxruntime()"
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

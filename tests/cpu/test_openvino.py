@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,22 @@ def test_the_mapped_weights_leave_memory_and_come_back(tmp_path: Path) -> None:
         openvino_._release_pages(path)
         assert resident_bytes(path) == 0
         assert mapped[:256] == bytes(range(256))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_mapped_weights_leave_memory_while_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.data"
+    path.write_bytes(bytes(256 * 4096 * 16))
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with openvino_._pages_released(path):
+            assert sum(mapped[::4096]) == 0
+            deadline = time.monotonic() + 10
+            while resident_bytes(path) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert resident_bytes(path) == 0
+            # Read again, and gone again at the end.
+            assert mapped[4096] == 0
+        assert resident_bytes(path) == 0
 
 
 def resident_bytes(path: Path) -> int:

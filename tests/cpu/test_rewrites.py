@@ -14,14 +14,16 @@ from lhanet_export.inference.fold import folded
 from lhanet_export.inference.network import InferenceNetwork
 from lhanet_export.inference.rewrites.depth import DepthConvolution
 from lhanet_export.inference.rewrites.fusion import StackedPMSA
+from lhanet_export.inference.rewrites.logits import resize_by_reading
 from lhanet_export.inference.rewrites.names import PURPOSES, REWRITES
-from lhanet_export.inference.rewrites.registry import SHORT_LEVELS, Applied
+from lhanet_export.inference.rewrites.registry import RESIZE_ORDERS, SHORT_STRIDES, Applied
 from lhanet_export.inference.rewrites.short_convolution import FACTORS, Factors, short_convolution
-from lhanet_export.inference.rewrites.stem import SplitStemBackbone
+from lhanet_export.inference.rewrites.stem import SplitStemBackbone, SplitStemResNet
 from lhanet_export.inference.target import Target
-from lhanet_export.model.backbone import LightweightBackbone
+from lhanet_export.model.backbone import LightweightBackbone, ResNet3DBackbone
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.pmsa import PMSA, ScaleBranch
+from lhanet_export.model.resize import resize_by_scale, resize_to_size
 from lhanet_export.model.rule import rule_network
 
 #: Relative L2 error of FP32 arithmetic in another order, a few units in the last place.
@@ -35,6 +37,11 @@ def relative_l2(value: torch.Tensor, reference: torch.Tensor) -> float:
 def applied(network: InferenceNetwork, name: str) -> Applied:
     (result,) = (one for one in network.rewrites if one.name == name)
     return result
+
+
+@pytest.fixture(scope="module")
+def standard_network() -> LHANet:
+    return rule_network("standard", base_channels=8, num_classes=5, seed=7)
 
 
 # The algebra
@@ -140,6 +147,38 @@ def test_a_split_stem_is_the_backbone(narrow_network: LHANet) -> None:
         assert relative_l2(ours, theirs) < ROUNDING
 
 
+def test_a_split_stem_of_a_resnet_is_the_backbone(standard_network: LHANet) -> None:
+    backbone = standard_network.backbone
+    assert isinstance(backbone, ResNet3DBackbone)
+    x = torch.randn(2, 1, 33, 36, 34)
+    whole = folded(backbone)
+    with torch.no_grad():
+        features, reference = SplitStemResNet(whole)(x), whole(x)[1:]
+    assert len(features) == len(reference) == 4
+    for ours, theirs in zip(features, reference, strict=True):
+        assert relative_l2(ours, theirs) < ROUNDING
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=st.tuples(*[st.integers(1, 9)] * 3), size=st.tuples(*[st.integers(1, 40)] * 3))
+def test_logits_read_are_logits_multiplied(shape: tuple[int, int, int], size: tuple[int, int, int]) -> None:
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    reference = resize_to_size(x, size)
+    found = resize_by_reading(x, size)
+    assert found.shape == reference.shape
+    torch.testing.assert_close(found, reference, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("order", RESIZE_ORDERS.values())
+@pytest.mark.parametrize("scale", [Fraction(1, 2), Fraction(5, 4), Fraction(3, 2)])
+def test_the_order_of_axes_is_rounding_only(order: tuple[int, ...], scale: Fraction) -> None:
+    assert sorted(order) == [2, 3, 4]
+    # 2x3x3: at 1.25x all sides are kept, the one case in which the axes know of each other.
+    for shape in ((2, 3, 3), (5, 8, 3), (9, 6, 7)):
+        x = torch.randn(1, 4, *shape, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(resize_by_scale(x, scale, order), resize_by_scale(x, scale), rtol=0, atol=2e-6)
+
+
 # Where they are applied
 
 
@@ -150,6 +189,13 @@ def test_lightweight_gets_every_rewrite(narrow_network: LHANet) -> None:
     assert applied(network, "stacked-fusions").places == ("level 0", "level 1")
     assert applied(network, "short-convolutions").places == ("level 0, 1.5x", "level 1, 1.5x")
     assert applied(network, "slabs").places == ("level 0, 1.5x",)
+    assert applied(network, "resize-order").places[:3] == ("level 0, 0.5x", "level 0, 0.75x", "level 0, 1.5x")
+    assert applied(network, "read-logits").places == ("logits",)
+
+
+def test_coarse_logits_are_not_resized(narrow_network: LHANet) -> None:
+    network = InferenceNetwork(narrow_network, Target(output="coarse"))
+    assert applied(network, "read-logits").refusals == {"logits": "coarse logits are not resized"}
 
 
 def test_refusals_say_why(narrow_network: LHANet) -> None:
@@ -161,6 +207,8 @@ def test_refusals_say_why(narrow_network: LHANet) -> None:
     refusals = applied(network, "slabs").refusals
     assert "small part" in refusals["level 1, 1.5x"]
     assert "not a short convolution" in refusals["level 0, 1x"]
+    assert applied(network, "resize-order").refusals["level 0, 1x"] == "nothing is resized"
+    assert "usual" in applied(network, "resize-order").refusals["level 0, 1.25x"]
     assert applied(network, "slabs").as_json()["refusals"] == refusals
 
 
@@ -171,6 +219,9 @@ def test_for_a_cpu_more_convolutions_are_short_and_none_is_cut(narrow_network: L
     assert short.refusals["level 0, 0.5x"] == "3 taps, not 5 or 7"
     assert applied(network, "slabs").places == ()
     assert "cost time" in applied(network, "slabs").refusals["level 0, 1.5x"]
+    for name in ("resize-order", "read-logits"):
+        assert applied(network, name).places == ()
+        assert "it saves memory, which a CPU has" in applied(network, name).refusals.values()
     image = torch.randn(1, 1, 50, 35, 41, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert relative_l2(network(image), narrow_network(image)) < 1e-5
@@ -183,20 +234,20 @@ def test_without_short_convolutions_there_is_nothing_to_cut(narrow_network: LHAN
     assert set(slabs.refusals.values()) == {"not a short convolution"}
 
 
-def test_standard_keeps_its_stem_and_whole_convolutions() -> None:
-    network = InferenceNetwork(rule_network("standard", base_channels=8, num_classes=5, seed=7), Target())
-    assert applied(network, "split-stem").places == ()
-    assert "stride 2" in applied(network, "split-stem").refusals["backbone"]
+def test_standard_keeps_whole_convolutions(standard_network: LHANet) -> None:
+    network = InferenceNetwork(standard_network, Target())
+    assert applied(network, "split-stem").places == ("backbone",)
     assert applied(network, "slabs").places == ()
-    assert applied(network, "short-convolutions").places == ("level 0, 1.5x", "level 1, 1.5x")
+    # Its finest level has the stride of lightweight's second.
+    assert applied(network, "short-convolutions").places == ("level 0, 1.5x",)
 
 
 def test_commands_and_rewrites_know_the_same_purposes() -> None:
-    assert set(PURPOSES) == set(SHORT_LEVELS)
+    assert set(PURPOSES) == set(SHORT_STRIDES)
 
 
 def test_unknown_rewrites_are_refused(narrow_network: LHANet) -> None:
-    with pytest.raises(RefusedInput, match=r"no rewrite faster; rewrites: split-stem, .*slabs"):
+    with pytest.raises(RefusedInput, match=r"no rewrite faster; rewrites: split-stem, .*read-logits"):
         InferenceNetwork(narrow_network, Target(), without=("faster",))
     with pytest.raises(RefusedInput, match="no purpose 'phone'; purposes: engine, cpu"):
         InferenceNetwork(narrow_network, Target(), purpose="phone")

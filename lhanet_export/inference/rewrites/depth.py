@@ -32,7 +32,7 @@ class ShortBranch(ScaleBranch):
 
     def __init__(self, branch: ScaleBranch) -> None:
         nn.Module.__init__(self)
-        self.scale = branch.scale
+        self.scale, self.resize_order = branch.scale, branch.resize_order
         self.spatial_attention = branch.spatial_attention
         self.channel_attention = branch.channel_attention
         self.context_conv = branch.context_conv

@@ -26,6 +26,8 @@ from lhanet_export.model.pmsa import PMSA
 
 #: Which progressive fusions p_i are computed as one tensor.
 STACKS = ((2, 3, 4), (1,))
+#: The fusions, and p_0 = f_0 itself, in the order in which they are read: the reverse of that in which they are made.
+_LAST_TO_FIRST = ((0,), *reversed(STACKS))
 
 
 class StackedPMSA(nn.Module):
@@ -48,7 +50,7 @@ class StackedPMSA(nn.Module):
         # One bias is enough for a sum.
         biases = (whole.bias, *(None for _ in STACKS))
         self.final_fusion = nn.ModuleList(
-            _columns(whole, stack, bias) for stack, bias in zip((*STACKS, (0,)), biases, strict=True)
+            _columns(whole, stack, bias) for stack, bias in zip(_LAST_TO_FIRST, biases, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,12 +60,13 @@ class StackedPMSA(nn.Module):
             for convs in cast(Iterable[nn.ModuleList], self.progressive_fusion)
         ]
         stacks.append(branches[-1])
-        fused = torch.relu(_sum(conv(y) for conv, y in zip(self.final_fusion, stacks, strict=True)))
+        # The large stack last: what it adds to is then made, and the branches of the small one are gone, before it.
+        fused = torch.relu(_sum(conv(y) for conv, y in zip(self.final_fusion, reversed(stacks), strict=True)))
         gates = self.gate_conv(fused).mean((2, 3, 4), keepdim=True)
         width = x.shape[1]
         return _sum(
             y[:, place * width : (place + 1) * width] * gates[:, index : index + 1]
-            for stack, y in zip((*STACKS, (0,)), stacks, strict=True)
+            for stack, y in zip(_LAST_TO_FIRST, reversed(stacks), strict=True)
             for place, index in enumerate(stack)
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -15,9 +16,10 @@ from torch import nn
 from lhanet_export.errors import RefusedInput
 from lhanet_export.inference.rewrites.depth import ShortBranch
 from lhanet_export.inference.rewrites.fusion import StackedPMSA
+from lhanet_export.inference.rewrites.logits import resize_by_reading
 from lhanet_export.inference.rewrites.names import REWRITES
-from lhanet_export.inference.rewrites.stem import SplitStemBackbone
-from lhanet_export.model.backbone import LightweightBackbone
+from lhanet_export.inference.rewrites.stem import SplitStemBackbone, SplitStemResNet
+from lhanet_export.model.backbone import LightweightBackbone, ResNet3DBackbone
 from lhanet_export.model.pmsa import PMSA, ScaleBranch
 
 if TYPE_CHECKING:
@@ -28,9 +30,15 @@ FINE_LEVELS = 2
 #: Parts by depth of the largest convolution. Two hold more products at a time; four would leave two tiles of
 #: eight empty at the public training patch, 48 voxels deep.
 SLABS = 3
-#: By purpose and number of taps: in how many of the finest levels convolutions are made short. Each costs as many
-#: weights again and some activations: an engine gets the two that save most for it, a CPU what pays in time.
-SHORT_LEVELS = {"engine": {7: 2}, "cpu": {5: 3, 7: 3}}
+#: By purpose and number of taps: up to which stride of a level (input voxels per feature voxel) its convolutions are
+#: made short. Each costs as many weights again and some activations, and the coarser the grid, the less work it
+#: saves: an engine gets those that save most, a CPU what pays in time.
+SHORT_STRIDES = {"engine": {7: 4}, "cpu": {5: 8, 7: 8}}
+#: The axes (2 depth, 3 height, 4 width) in the order in which a branch resizes them. For its first product a builder
+#: copies the level's map, and keeps one copy for all branches that begin with the same axis, from the first
+#: to the last of them. The 1.5x branch, which comes first and needs the most, begins with another axis than those after
+#: it, and those that make the map smaller begin with depth, like each other.
+RESIZE_ORDERS = {Fraction(3, 2): (3, 4, 2), Fraction(3, 4): (2, 4, 3), Fraction(1, 2): (2, 4, 3)}
 #: What a rewrite looked at, and the reason if it left it as it was.
 Outcomes = Iterator[tuple[str, str | None]]
 
@@ -64,13 +72,15 @@ def rewrite(
     is for, `engine` or `cpu`. An unknown purpose or name raises `RefusedInput` and nothing is changed.
     """
     check_names(without)
-    if purpose not in SHORT_LEVELS:
-        raise RefusedInput(f"there is no purpose '{purpose}'; purposes: {', '.join(SHORT_LEVELS)}")
+    if purpose not in SHORT_STRIDES:
+        raise RefusedInput(f"there is no purpose '{purpose}'; purposes: {', '.join(SHORT_STRIDES)}")
     functions = {
         "split-stem": _split_stem,
         "stacked-fusions": _stack_fusions,
         "short-convolutions": _shorten_convolutions,
         "slabs": _cut_into_slabs,
+        "resize-order": _order_resizes,
+        "read-logits": _read_logits,
     }
     applied = []
     for name in REWRITES:
@@ -85,9 +95,9 @@ def rewrite(
 def _split_stem(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
     if isinstance(network.backbone, LightweightBackbone):
         network.backbone = SplitStemBackbone(network.backbone)
-        yield "backbone", None
     else:
-        yield "backbone", "its first convolution has stride 2: no map of full resolution"
+        network.backbone = SplitStemResNet(cast(ResNet3DBackbone, network.backbone))
+    yield "backbone", None
 
 
 def _stack_fusions(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
@@ -101,9 +111,9 @@ def _shorten_convolutions(network: InferenceNetwork, strides: Sequence[int], pur
     for place, index, branches, at in _branches(network):
         branch = cast(ScaleBranch, branches[at])
         taps = branch.organ_conv.kernel_size[0]
-        if taps not in SHORT_LEVELS[purpose]:
-            yield place, f"{taps} taps, not {' or '.join(map(str, SHORT_LEVELS[purpose]))}"
-        elif index >= SHORT_LEVELS[purpose][taps]:
+        if taps not in SHORT_STRIDES[purpose]:
+            yield place, f"{taps} taps, not {' or '.join(map(str, SHORT_STRIDES[purpose]))}"
+        elif strides[index] > SHORT_STRIDES[purpose][taps]:
             yield place, "a coarse level: little work, and weights that would double"
         else:
             branches[at] = ShortBranch(branch)
@@ -122,6 +132,28 @@ def _cut_into_slabs(network: InferenceNetwork, strides: Sequence[int], purpose: 
         else:
             branch.short_conv.slabs = SLABS
             yield place, None
+
+
+def _order_resizes(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
+    for place, _, branches, at in _branches(network):
+        branch = cast(ScaleBranch, branches[at])
+        if branch.scale not in RESIZE_ORDERS:
+            yield place, "nothing is resized" if branch.scale == 1 else "the usual order, by itself"
+        elif purpose == "cpu":
+            yield place, "it saves memory, which a CPU has"
+        else:
+            branch.resize_order = RESIZE_ORDERS[branch.scale]
+            yield place, None
+
+
+def _read_logits(network: InferenceNetwork, strides: Sequence[int], purpose: str) -> Outcomes:
+    if network.target.output == "coarse":
+        yield "logits", "coarse logits are not resized"
+    elif purpose == "cpu":
+        yield "logits", "it saves memory, which a CPU has"
+    else:
+        network.resize_logits = resize_by_reading
+        yield "logits", None
 
 
 def _branches(network: InferenceNetwork) -> Iterator[tuple[str, int, nn.ModuleList, int]]:
