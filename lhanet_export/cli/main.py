@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": ("lhanet_export.cli.verify:verify", "Hold an ONNX file or an engine against its checkpoint."),
     "inspect": ("lhanet_export.cli.inspect_:inspect", "Say what is in a checkpoint, ONNX file, engine or manifest."),
     "work": ("lhanet_export.cli.work:work", "Count an ONNX file's multiply-adds and bytes, part by part."),
+    "fit": ("lhanet_export.cli.fit:fit", "Find the largest patches that fit on a card, by building."),
     "doctor": ("lhanet_export.cli.doctor:doctor", "Say what this machine can do, and what is missing."),
 }
 

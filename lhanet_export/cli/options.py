@@ -5,8 +5,11 @@ Imports no library but click: a command's `--help` is as light as the list of co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import combinations, product
+from math import gcd
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +27,8 @@ Decorator = Callable[[F], F]
 
 PRECISIONS = ("fp32", "fp16")
 BACKENDS = ("tensorrt-rtx", "tensorrt")
+_MEMORY_UNITS = {"gib": 2**30, "gb": 10**9, "mib": 2**20, "mb": 10**6}
+_MOST_MEMORY = 2**40
 
 
 class OutputPath(click.Path):
@@ -84,6 +89,36 @@ class BatchRangeType(click.ParamType):
             self.fail(f"'{value}' is not a batch range; write MIN:OPT:MAX, as in 1:1:2, or one number", param, ctx)
         low, best, high = map(int, parts)
         return low, best, high
+
+
+class MemoryType(click.ParamType):
+    """An amount of memory with its unit, as `12GiB`, `11.5 GB` or `8000MiB`, in bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not isinstance(value, str):
+            return int(value)
+        found = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]{1,3})?) ?(GiB|GB|MiB|MB)", value, re.ASCII | re.IGNORECASE)
+        count = int(Decimal(found[1]) * _MEMORY_UNITS[found[2].lower()]) if found else 0
+        if not 0 < count <= _MOST_MEMORY:
+            self.fail(f"'{value}' is not the memory of a card; write it as 12GiB, 12GB, 8000MiB or 8000MB", param, ctx)
+        return count
+
+
+class AspectType(click.ParamType):
+    """Parts of depth, height and width as `1:2:2`, in lowest terms."""
+
+    name = "D:H:W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        if not isinstance(value, str):
+            return value
+        if not re.fullmatch(r"[1-9][0-9]?:[1-9][0-9]?:[1-9][0-9]?", value, re.ASCII):
+            self.fail(f"'{value}' is no aspect; write parts of depth, height and width, as in 1:2:2", param, ctx)
+        parts = [int(part) for part in value.split(":")]
+        depth, height, width = (part // gcd(*parts) for part in parts)
+        return depth, height, width
 
 
 class Command(click.Command):
@@ -178,17 +213,22 @@ def seed_option(function: F) -> F:
     return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=text)(function)
 
 
+def target_options(function: F) -> F:
+    """`--output KIND` and `--head NAME` as `output` and `head`: str."""
+    function = click.option(
+        "--head", type=click.Choice(HEADS), default="final", show_default=True,
+        help="The final head, or a deep-supervision head; deep0 is the finest.",
+    )(function)  # fmt: skip
+    return click.option(
+        "--output", type=click.Choice(OUTPUTS), default="logits", show_default=True,
+        help="What the graph gives: coarse are the logits before their last resize.",
+    )(function)  # fmt: skip
+
+
 def graph_options(function: F) -> F:
     """What a graph computes: `output`, `head`: str; `batch`: int or None (dynamic); `half_io`: bool; `labels`: Path."""
     for option in reversed((
-        click.option(
-            "--output", type=click.Choice(OUTPUTS), default="logits", show_default=True,
-            help="What the graph gives: coarse are the logits before their last resize.",
-        ),
-        click.option(
-            "--head", type=click.Choice(HEADS), default="final", show_default=True,
-            help="The final head, or a deep-supervision head; deep0 is the finest.",
-        ),
+        target_options,
         click.option(
             "--batch", type=BatchType(), default=1, show_default=True, metavar="N|dynamic", help="Volumes in one call."
         ),

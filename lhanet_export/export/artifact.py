@@ -35,7 +35,7 @@ OPSETS = (18, 20)
 INLINE_LIMIT_BYTES = 256 << 20
 #: Every operator that an exported graph of this network may hold; a foreign graph is refused before it is built.
 KNOWN_OPERATORS = frozenset(
-    """Abs Add And ArgMax Cast Clip Concat Conv Div Equal Gather Identity MatMul MaxPool Min Mul Range ReduceMax
+    """Abs Add And ArgMax Cast Clip Concat Conv Div Equal Floor Gather Identity MatMul MaxPool Min Mul Range ReduceMax
     ReduceMean Relu Reshape Shape Sigmoid Slice Softmax Sub Transpose Unsqueeze""".split()
 )
 

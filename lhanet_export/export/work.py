@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,16 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TensorSizes:
+    """Tensors of a graph at one volume size: its input and its output in bytes, the largest one in elements."""
+
+    input_bytes: int
+    output_bytes: int
+    largest: str
+    largest_elements: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportedGraph:
     """A graph of this toolkit with its weights left on disk, and the facts inside it that its work depends on."""
 
@@ -160,31 +170,36 @@ def work_of(source: Path | ir.Model, shape: Shape) -> Work:
     graph, and for a size that it does not take.
     """
     model = source if isinstance(source, ir.Model) else read_graph(source).model
-    graph, opset = model.graph, model.opset_imports[""]
-    image = _image_of(graph, shape)
-    strange = sorted({node.op_type for node in graph if node.domain or node.op_type not in KNOWN_OPERATORS})
-    if strange:
-        raise RefusedInput(f"the graph holds operators that LHA-Net does not have: {', '.join(strange[:8])}")
-    known: dict[str, _Tensor] = {str(graph.inputs[0].name): image, **_stored(graph)}
-    unread = {name for name, tensor in known.items() if tensor.stored and tensor.dtype.is_floating_point()}
+    image = _image_of(model.graph, shape)
     amounts: dict[Place, Amount] = defaultdict(Amount)
-    for node in graph:
-        names = [str(value.name) for value in node.inputs if value is not None]
-        reads = [known[name] for name in names]
-        try:
-            writes = _written(node, reads, opset)
-            if not all(all(tensor.shape) for tensor in writes.values() if tensor.value is None):
-                raise ValueError("a side would vanish")
-        except (shape_inference.InferenceError, ValueError, IndexError) as error:
-            raise RefusedInput(
-                f"the graph does not take volumes of {format_shape(shape)}: {node.name}: {error}"
-            ) from error
-        known |= writes
-        weights = Amount(weight_bytes=_bytes(known[name] for name in unread & {*names}))
-        unread -= {*names}
-        amounts[place_of(node.name or "")] += _amount(node.op_type, reads, list(writes.values())) + weights
+    counted: set[str] = set()
+    for node, reads, writes in _walk(model, image, shape):
+        weights = {
+            name: tensor
+            for name, tensor in zip(_names(node), reads, strict=True)
+            if tensor.stored and tensor.dtype.is_floating_point() and name not in counted
+        }
+        counted |= weights.keys()
+        amount = _amount(node.op_type, reads, list(writes.values())) + Amount(weight_bytes=_bytes(weights.values()))
+        amounts[place_of(node.name or "")] += amount
     entries = [(place, amount) for place, amount in amounts.items() if amount != Amount()]
     return Work(shape=shape, batch=image.shape[0], amounts=dict(sorted(entries, key=_order)))
+
+
+def tensor_sizes(source: Path | ir.Model, shape: Shape) -> TensorSizes:
+    """How large the tensors of a graph are for volumes of `shape` (D,H,W); refuses what `work_of` refuses."""
+    model = source if isinstance(source, ir.Model) else read_graph(source).model
+    image = _image_of(model.graph, shape)
+    tensors = {str(model.graph.inputs[0].name): image}
+    for _, _, writes in _walk(model, image, shape):
+        tensors |= writes
+    largest = max(tensors, key=lambda name: math.prod(tensors[name].shape))
+    return TensorSizes(
+        input_bytes=_bytes([image]),
+        output_bytes=_bytes(tensors[str(value.name)] for value in model.graph.outputs),
+        largest=largest,
+        largest_elements=math.prod(tensors[largest].shape),
+    )
 
 
 # Where a node belongs
@@ -246,6 +261,32 @@ class _Tensor:
     value: np.ndarray | None = None
     on_image: bool = False
     stored: bool = False
+
+
+def _walk(model: ir.Model, image: _Tensor, shape: Shape) -> Iterator[tuple[ir.Node, list[_Tensor], dict[str, _Tensor]]]:
+    """Each node in order with what it reads and, by name, what it writes, for an image of volumes of `shape`."""
+    graph, opset = model.graph, model.opset_imports[""]
+    strange = sorted({node.op_type for node in graph if node.domain or node.op_type not in KNOWN_OPERATORS})
+    if strange:
+        raise RefusedInput(f"the graph holds operators that LHA-Net does not have: {', '.join(strange[:8])}")
+    known: dict[str, _Tensor] = {str(graph.inputs[0].name): image, **_stored(graph)}
+    for node in graph:
+        reads = [known[name] for name in _names(node)]
+        try:
+            writes = _written(node, reads, opset)
+            if not all(all(tensor.shape) for tensor in writes.values() if tensor.value is None):
+                raise ValueError("a side would vanish")
+        except (shape_inference.InferenceError, ValueError, IndexError) as error:
+            raise RefusedInput(
+                f"the graph does not take volumes of {format_shape(shape)}: {node.name}: {error}"
+            ) from error
+        known |= writes
+        yield node, reads, writes
+
+
+def _names(node: ir.Node) -> list[str]:
+    """The names of the tensors that a node reads, in order."""
+    return [str(value.name) for value in node.inputs if value is not None]
 
 
 def _image_of(graph: ir.Graph, shape: Shape) -> _Tensor:

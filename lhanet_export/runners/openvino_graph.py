@@ -3,7 +3,8 @@
 The convolution kernels compute on tensors whose channels are last in memory. A resize is a product along W, H or
 D; written on (N,C,D,H,W), each one makes OpenVINO copy its operand into another order and the result back. Written
 as products from the left on (N,D,H,W,C) they need no copy, because OpenVINO takes a transpose between a kernel's
-own order and the order that the graph names as nothing to do. The arithmetic is the same, number by number.
+own order and the order that the graph names as nothing to do. The arithmetic is the same, number by number, but
+where a convolution and its resize are joined (`openvino_compose`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from lhanet_export.runners.openvino_compose import composed, products_before
 
 
 def channels_last(model: Any, passes: Any, ops: Any) -> int:
@@ -28,8 +31,8 @@ def channels_last(model: Any, passes: Any, ops: Any) -> int:
     for node in model.get_ordered_ops():
         if node.get_output_size() == 1 and node.get_output_partial_shape(0).is_static:
             rewriting.visit(node)
-    split = _join_slices(model, ops)
     rewriting.finish()
+    split = _join_slices(model, ops)
     model.validate_nodes_and_infer_types()
     return len(rewriting.done) + split
 
@@ -46,8 +49,9 @@ class _Rewriting:
     def visit(self, node: Any) -> None:
         """Rewrite one operation if its kind is known; its producers come before it."""
         rule = {
-            "MatMul": self._product, "Reshape": self._reshape, "Concat": self._concat, "Multiply": self._elementwise,
-            "Add": self._elementwise, "ReduceMean": self._reduce, "ReduceMax": self._reduce,
+            "MatMul": self._product, "Reshape": self._reshape, "Concat": self._concat, "Slice": self._slice,
+            "Multiply": self._elementwise, "Add": self._elementwise,
+            "ReduceMean": self._reduce, "ReduceMax": self._reduce,
         }.get(node.get_type_name())  # fmt: skip
         made = rule(node) if rule is not None else None
         if made is not None:
@@ -84,6 +88,9 @@ class _Rewriting:
         return self._reshaped(made, [*front, rows, inner, channels])
 
     def _reshape(self, node: Any) -> Any:
+        made = self._composed(node)
+        if made is not None:
+            return made
         source = node.input_value(0)
         before, after = _shape(source), _shape(node.output(0))
         if len(before) == 5 and after == [*before[:3], before[3] * before[4]]:
@@ -93,6 +100,41 @@ class _Rewriting:
             return self._reshaped(self._get(source), [after[0], *after[2:], after[1]])
         return None
 
+    def _composed(self, node: Any) -> Any:
+        """The end of a short convolution with resize, made by convolutions of stride 3 (`openvino_compose`)."""
+        found = products_before(node)
+        kernels = composed(found[1]) if found is not None else None
+        if found is None or kernels is None:
+            return None
+        joined, products = found
+        batch, channels, planes, height, width = _shape(node.output(0))
+        # The matrix along depth does not mind the order of pixels: they are sorted once, after it.
+        pieces = []
+        for each, quarters in zip(products, kernels, strict=True):
+            parts = [self._strided(each.convolution, *quarter, (height // 2, width // 2)) for quarter in quarters]
+            pieces.append(self._ops.concat(parts, 2).output(0))
+        value = self._ops.concat(pieces, 1).output(0)
+        flat = self._reshaped(value, [batch, _shape(value)[1], height * width * channels])
+        made = self._ops.matmul(joined.input_value(0), flat, False, False).output(0)
+        made = self._reshaped(made, [batch, planes, 2, 2, height // 2, width // 2, channels])
+        made = self._ops.transpose(made, self._whole([0, 1, 4, 2, 5, 3, 6])).output(0)
+        return self._reshaped(made, [batch, planes, height, width, channels])
+
+    def _strided(self, plain: Any, kernel: np.ndarray, offset: tuple[int, int], size: tuple[int, int]) -> Any:
+        """A convolution of stride 3 in the planes that reads what `plain` reads, as (N,D,pixels,C)."""
+        source = plain.input_value(0)
+        half = plain.get_attributes()["pads_begin"][1]
+        begin = [half - each for each in offset]
+        taps, sides = kernel.shape[-1], _shape(source)[3:]
+        end = [(to - 1) * 3 + taps - side - pad for to, side, pad in zip(size, sides, begin, strict=True)]
+        weights = self._ops.constant(kernel)
+        made = self._ops.convolution(source, weights, [1, 3, 3], [0, *begin], [0, *end], [1, 1, 1])
+        made.set_friendly_name(f"{plain.get_friendly_name()}/{offset[0]}{offset[1]}")
+        batch, channels, planes = _shape(made.output(0))[:3]
+        return self._reshaped(
+            self._transposed(made.output(0), [0, 2, 3, 4, 1]), [batch, planes, size[0] * size[1], channels]
+        )
+
     def _concat(self, node: Any) -> Any:
         sources, axis = [each.get_source_output() for each in node.inputs()], node.get_attributes()["axis"]
         rank = len(_shape(node.output(0)))
@@ -100,6 +142,16 @@ class _Rewriting:
             return None
         moved = axis - 1 if axis > 1 else rank - 1
         return self._ops.concat([self._get(source) for source in sources], moved).output(0)
+
+    def _slice(self, node: Any) -> Any:
+        source = node.input_value(0)
+        bounds = [each.get_source_output().get_node() for each in node.inputs()][1:]
+        constant = len(bounds) == 4 and all(bound.get_type_name() == "Constant" for bound in bounds)
+        if _key(source) not in self._rewritten or len(_shape(source)) != 5 or not constant:
+            return None
+        *limits, axes = (bound.data.reshape(-1).tolist() for bound in bounds)
+        moved = [(0, 4, 1, 2, 3)[axis] for axis in axes]
+        return self._ops.slice(self._get(source), *map(self._whole, limits), self._whole(moved)).output(0)
 
     def _elementwise(self, node: Any) -> Any:
         sources = [each.get_source_output() for each in node.inputs()]

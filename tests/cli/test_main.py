@@ -40,7 +40,9 @@ def raising(error: BaseException) -> Callable[[], None]:
     return body
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["onnx", "--help"], ["verify", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["onnx", "--help"], ["verify", "--help"], ["fit", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"from lhanet_export.cli.main import run; import sys; assert run({arguments!r}) == 0; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

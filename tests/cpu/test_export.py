@@ -65,7 +65,9 @@ def test_a_resize_by_size_in_place_of_scale_would_show(
     with OnnxRuntimeRunner(narrow_onnx) as runner:
         exported = runner.infer(image)
     monkeypatch.setattr(
-        pmsa, "resize_by_scale", lambda x, scale: pmsa.resize_to_size(x, [int(side * scale) for side in x.shape[-3:]])
+        pmsa,
+        "resize_by_scale",
+        lambda x, scale, order: pmsa.resize_to_size(x, [int(side * scale) for side in x.shape[-3:]]),
     )
     assert relative_l2(exported, EagerRunner(narrow_network).infer(image)) > 1e-3
 

@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lhanet_export.cli.main import run
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
-from lhanet_export.export.onnx_from_network import onnx_from_network
+from lhanet_export.export.onnx_from_network import ExportOptions, onnx_from_network
 from lhanet_export.model.checkpoint import open_checkpoint
 from lhanet_export.model.network import LHANet
-from lhanet_export.runners import openvino_
+from lhanet_export.model.resize import interpolation_matrix
+from lhanet_export.runners import openvino_, openvino_compose
 from lhanet_export.runners.eager import EagerRunner
 from lhanet_export.runners.openvino_ import OpenVINORunner
 from lhanet_export.runners.openvino_graph import channels_last
@@ -153,6 +155,61 @@ def test_the_graph_is_computed_with_channels_last(graph: OnnxArtifact) -> None:
     ranks = {tuple(len(each.get_shape()) for each in node.inputs()) for node in products}
     # From the left, on rows (N,D,H,W*C) or (N,D,H*W*C), or on each row's (W,C); and matrix times matrix.
     assert ranks <= {(2, 2), (2, 3), (2, 4), (2, 5)}, ranks
+
+
+@pytest.fixture(scope="module")
+def cpu_graph(narrow_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxArtifact:
+    """The same with the rewrites for a CPU."""
+    network, identity = open_checkpoint(str(narrow_checkpoint))
+    path = tmp_path_factory.mktemp("openvino") / "cpu.onnx"
+    return onnx_from_network(network, identity.as_json(), path, ExportOptions(purpose="cpu"))
+
+
+def strided_convolutions(graph: OnnxArtifact, shape: tuple[int, int, int]) -> int:
+    """How many convolutions of stride 1x3x3 OpenVINO gets for volumes of a size."""
+    model = openvino.Core().read_model(graph.path)
+    model.reshape({"image": [1, 1, *shape]})
+    channels_last(model, *load_parts())
+    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    return sum(list(node.get_attributes()["strides"]) == [1, 3, 3] for node in convolutions)
+
+
+def test_convolutions_are_joined_with_their_resize_where_it_has_a_period(
+    cpu_graph: OnnxArtifact, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 14 products of four convolutions, at the three levels of which the sides are even: 48, 24 and 12.
+    assert strided_convolutions(cpu_graph, PATCH) == 3 * 14 * 4
+    verification = verify(OpenVINORunner(cpu_graph), reference, TOLERANCES["fp32"])
+    assert verification.passed, verification.failures
+    # Height 25, width 36: at 25, two thirds of the side are not whole.
+    assert strided_convolutions(cpu_graph, SMALL) == 0
+    monkeypatch.setattr(openvino_compose, "MOST_BYTES", 1000)
+    assert strided_convolutions(cpu_graph, PATCH) == 0
+
+
+@pytest.mark.parametrize(("side", "repeats"), [(48, True), (2, True), (24, True), (25, False), (3, False)])
+def test_the_resize_back_has_a_period_for_even_sides(side: int, repeats: bool) -> None:
+    large = side * 3 // 2
+    matrix = interpolation_matrix(large, side, (large, side), device=torch.device("cpu")).numpy()
+    assert openvino_compose._repeats(matrix) is repeats
+    if repeats:
+        for row in (0, -1):
+            other = matrix.copy()
+            other[row, -1 - row] += 0.01
+            assert openvino_compose._repeats(other) is False, row
+
+
+def test_a_kernel_joined_with_a_resize_is_both() -> None:
+    random = np.random.default_rng(0)
+    kernel, signal = random.standard_normal((1, 1, 1, 1, 7)).astype(np.float32), random.standard_normal(36)
+    matrix = interpolation_matrix(36, 24, (36, 24), device=torch.device("cpu")).numpy()
+    taps = kernel.reshape(7).astype(np.float64)
+    expected = matrix @ [np.pad(signal, 3)[place : place + 7] @ taps for place in range(36)]
+    for parity, (numbers, offset) in enumerate(openvino_compose._rows(matrix)):
+        joined = openvino_compose._along(kernel, numbers, 4).reshape(8)
+        padded = np.pad(signal, (3, 8))
+        found = [padded[3 * place + offset : 3 * place + offset + 8] @ joined for place in range(12)]
+        np.testing.assert_allclose(found, expected[parity::2], rtol=0, atol=1e-5)
 
 
 def test_the_precision_is_always_said(graph: OnnxArtifact, monkeypatch: pytest.MonkeyPatch) -> None:

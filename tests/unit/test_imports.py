@@ -34,13 +34,18 @@ ALLOWED = {
     "runners": {"model", "inference", "export.artifact", "precision", *ENGINE_FOR_RUNNERS},
     "verify": {"runners.base"},
     "deploy": {"model", "inference", "export", "precision", "engine", "runners", "verify"},
-    "cli": {"model", "inference", "export", "precision", "engine", "runners", "verify", "deploy"},
+    "patches": {"model", "inference.target", "export", "precision.convert", "engine"},
+    "fit": {"patches", "engine"},
+    "cli": {"model", "inference", "export", "precision", "engine", "runners", "verify", "deploy", "patches", "fit"},
 }
 #: Part: libraries that none of its modules may load, not even through others.
 WITHOUT = {
     "precision": ("torch", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "engine": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "polygraphy", "click", "rich"),
     "verify": ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
+    # An answer that was kept is given without PyTorch.
+    "patches": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "click", "rich"),
+    "fit": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "model": ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
     # Each is loaded when a runner of it is made; OpenVINO and TensorRT need not be installed.
     "runners": ("openvino", "tensorrt", "tensorrt_rtx", "click"),

@@ -47,14 +47,15 @@ class DepthConvolution(nn.Module):
     """A convolution (padding: same) of tensors (N,C,D,H,W), short along depth, then resized where a size is given.
 
     `slabs` is in how many parts, by depth, the products are made and summed up: more parts hold
-    fewer products at a time. `ValueError` for kernels that no short convolution is known for.
+    fewer products at a time. `joint` takes the planes of all products of a part from `x` at once, which reads it
+    once and holds them all. `ValueError` for kernels that no short convolution is known for.
     """
 
     def __init__(self, conv: nn.Conv3d, *, slabs: int = 1) -> None:
         super().__init__()
         algorithm = short_convolution(conv.kernel_size[0])
         assert conv.bias is not None
-        self.slabs = slabs
+        self.slabs, self.joint = slabs, False
         self.samples, self.taps = algorithm.samples, algorithm.taps
         self.bias = nn.Parameter(conv.bias.detach().reshape(-1, 1, 1, 1), requires_grad=False)
         self.kernels = nn.ParameterList(_transformed_kernels(conv, algorithm))
@@ -96,8 +97,14 @@ class DepthConvolution(nn.Module):
         starts = (torch.arange(count, device=x.device) + first) * self.samples
         matrices = _band(self.data, planes[None, :] - starts[:, None]).to(x.dtype)
         flat = x.reshape(batch, channels, depth, height * width)
+        if self.joint:
+            rows = len(self.kernels) * count
+            flat = torch.matmul(matrices.reshape(rows, depth), flat).reshape(batch, channels, rows, height, width)
         for index, kernel in enumerate(self.kernels):
-            y = torch.matmul(matrices[index], flat).reshape(batch, channels, count, height, width)
+            if self.joint:
+                y = flat[:, :, index * count : (index + 1) * count]
+            else:
+                y = torch.matmul(matrices[index], flat).reshape(batch, channels, count, height, width)
             yield functional.conv3d(y, kernel, padding=(0, self.taps // 2, self.taps // 2))
 
     def _inverse(self, count: int, device: torch.device) -> Tensor:

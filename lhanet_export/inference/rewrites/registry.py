@@ -116,7 +116,9 @@ def _shorten_convolutions(network: InferenceNetwork, strides: Sequence[int], pur
         elif strides[index] > SHORT_STRIDES[purpose][taps]:
             yield place, "a coarse level: little work, and weights that would double"
         else:
-            branches[at] = ShortBranch(branch)
+            short = ShortBranch(branch)
+            short.short_conv.joint = purpose == "cpu"
+            branches[at] = short
             yield place, None
 
 
