@@ -25,7 +25,7 @@ import numpy as np
 #: take 235 MB, and with OpenVINO's own copy more memory than eager PyTorch.
 MOST_BYTES = 64 * 2**20
 #: Samples that are read, and made, before the resize repeats itself.
-_READS, _MAKES = 3, 2
+READS, MAKES = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ def products_before(reshape: Any) -> tuple[Any, list[Product]] | None:
     joined = _source(reshape, 0, "MatMul")
     matrix, pieces = _constant(joined, 0), _source(joined, 1, "Concat")
     if matrix is None or matrix.ndim != 2 or pieces is None or not _multiplies_as_written(joined):
+        return None
+    if pieces.get_attributes()["axis"] != 2:
         return None
     found = []
     for index in range(pieces.get_input_size()):
@@ -70,7 +72,7 @@ def composed(products: Sequence[Product]) -> list[list[tuple[np.ndarray, tuple[i
     if len(kernels) < len(products):
         return None
     taps = kernels[0].shape[-1]
-    total = sum(kernel.nbytes for kernel in kernels) / taps**2 * (taps + 1) ** 2 * _MAKES**2
+    total = sum(kernel.nbytes for kernel in kernels) / taps**2 * (taps + 1) ** 2 * MAKES**2
     if total > MOST_BYTES or not all(_repeats(each.height) and _repeats(each.width) for each in products):
         return None
     return [
@@ -85,21 +87,21 @@ def composed(products: Sequence[Product]) -> list[list[tuple[np.ndarray, tuple[i
 def _repeats(matrix: np.ndarray) -> bool:
     """Whether the rows of a matrix (2k, 3k) are the first two again and again, three columns further each time."""
     rows, side = matrix.shape
-    if rows % _MAKES or rows * _READS != side * _MAKES:
+    if rows % MAKES or rows * READS != side * MAKES:
         return False
     wanted = np.zeros_like(matrix)
     for parity, (numbers, begin) in enumerate(_rows(matrix)):
-        for block in range(rows // _MAKES):
-            at = begin + _READS * block
-            wanted[_MAKES * block + parity, at : at + 2] = numbers
+        for block in range(rows // MAKES):
+            at = begin + READS * block
+            wanted[MAKES * block + parity, at : at + 2] = numbers
     # Positions are computed in FP32 from numbers as large as the side: their last bits differ.
     return bool(np.abs(matrix - wanted).max() <= 1e-5)
 
 
 def _rows(matrix: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """Two neighbouring numbers of each of the first two rows, the first not 0, and in which column they begin."""
-    for row in matrix[:_MAKES]:
-        begin = min(int(np.flatnonzero(row)[0]), _READS - 2)
+    for row in matrix[:MAKES]:
+        begin = min(int(np.flatnonzero(row)[0]), READS - 2)
         yield row[begin : begin + 2], begin
 
 

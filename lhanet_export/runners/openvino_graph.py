@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lhanet_export.runners.openvino_compose import composed, products_before
+from lhanet_export.runners.openvino_compose import MAKES, READS, composed, products_before
 
 
 def channels_last(model: Any, passes: Any, ops: Any) -> int:
@@ -109,26 +109,26 @@ class _Rewriting:
         joined, products = found
         batch, channels, planes, height, width = _shape(node.output(0))
         # The matrix along depth does not mind the order of pixels: they are sorted once, after it.
-        pieces = []
+        size, pieces = (height // MAKES, width // MAKES), []
         for each, quarters in zip(products, kernels, strict=True):
-            parts = [self._strided(each.convolution, *quarter, (height // 2, width // 2)) for quarter in quarters]
+            parts = [self._strided(each.convolution, *quarter, size) for quarter in quarters]
             pieces.append(self._ops.concat(parts, 2).output(0))
         value = self._ops.concat(pieces, 1).output(0)
         flat = self._reshaped(value, [batch, _shape(value)[1], height * width * channels])
         made = self._ops.matmul(joined.input_value(0), flat, False, False).output(0)
-        made = self._reshaped(made, [batch, planes, 2, 2, height // 2, width // 2, channels])
+        made = self._reshaped(made, [batch, planes, MAKES, MAKES, *size, channels])
         made = self._ops.transpose(made, self._whole([0, 1, 4, 2, 5, 3, 6])).output(0)
         return self._reshaped(made, [batch, planes, height, width, channels])
 
     def _strided(self, plain: Any, kernel: np.ndarray, offset: tuple[int, int], size: tuple[int, int]) -> Any:
-        """A convolution of stride 3 in the planes that reads what `plain` reads, as (N,D,pixels,C)."""
+        """A convolution of stride `READS` in the planes that reads what `plain` reads, as (N,D,pixels,C)."""
         source = plain.input_value(0)
         half = plain.get_attributes()["pads_begin"][1]
         begin = [half - each for each in offset]
         taps, sides = kernel.shape[-1], _shape(source)[3:]
-        end = [(to - 1) * 3 + taps - side - pad for to, side, pad in zip(size, sides, begin, strict=True)]
+        end = [(to - 1) * READS + taps - side - pad for to, side, pad in zip(size, sides, begin, strict=True)]
         weights = self._ops.constant(kernel)
-        made = self._ops.convolution(source, weights, [1, 3, 3], [0, *begin], [0, *end], [1, 1, 1])
+        made = self._ops.convolution(source, weights, [1, READS, READS], [0, *begin], [0, *end], [1, 1, 1])
         made.set_friendly_name(f"{plain.get_friendly_name()}/{offset[0]}{offset[1]}")
         batch, channels, planes = _shape(made.output(0))[:3]
         return self._reshaped(

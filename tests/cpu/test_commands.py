@@ -1,6 +1,7 @@
 """The commands from a checkpoint to an engine, as a user calls them; the narrow network stands for the full one."""
 
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,7 @@ from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.files import sha256_of, sidecar_of
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.rule import rule_network
+from lhanet_export.patches import ExportedPatches, Planned
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for line in README.splitlines() if line.startswith("lhanet-export ")]
@@ -32,6 +34,13 @@ def readers_folder(narrow_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 def test_commands_of_the_readme(line: str, readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the README's order, because later commands read what earlier ones wrote."""
     monkeypatch.chdir(readers_folder)
+    # `fit` would build five times for 12 GiB; tests/cpu/test_fit.py builds, for less.
+    monkeypatch.setattr(
+        ExportedPatches,
+        "planned",
+        lambda _, shape: Planned(weights_bytes=600 * 10**6, activation_bytes=215 * math.prod(shape)),
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(readers_folder / "cache"))
     assert run(shlex.split(line)[1:]) == 0
     for target in re.findall(r" -o (\S+)", line):
         assert Path(target).exists()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -61,28 +64,31 @@ def test_every_part_of_the_package_is_named() -> None:
     assert {part for part in parts if f"| `{part}/` |" not in README} == set()
 
 
+def script(name: str) -> Any:
+    """A program in scripts/ as a module."""
+    spec = spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_results_are_those_of_the_measurement() -> None:
     """The README's figures are the ones in docs/measurements, rendered by the script that measured them."""
-    spec = spec_from_file_location("measure_deploy", REPOSITORY / "scripts" / "measure_deploy.py")
-    assert spec is not None and spec.loader is not None
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
-    figures = json.loads(script.FIGURES.read_text(encoding="utf-8"))
-    assert script.section(figures) in README
+    module = script("measure_deploy")
+    figures = json.loads(module.FIGURES.read_text(encoding="utf-8"))
+    assert module.section(figures) in README
     assert figures["deploy"]["verification"]["fp16"]["passed"]
 
 
-def test_the_table_of_fp16_errors_is_that_of_its_figures() -> None:
-    folder = REPOSITORY / "docs" / "measurements"
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    rows = json.loads((folder / "fp16-error.json").read_text(encoding="utf-8"))["rows"]
-    for preset in {row["preset"] for row in rows}:
-        mine = [row for row in rows if row["preset"] == preset]
-        cells = []
-        for suffix in ("", "_without"):
-            error = max(row[f"relative_l2{suffix}"] for row in mine)
-            labels = min(row[f"labels_equal{suffix}"] for row in mine)
-            cells += [f"{error:.1e}", f"{100 * labels:.3f} %"]
-        if cells[:2] == cells[2:]:
-            cells[2:] = ["the same", "the same"]
-        assert f"| {preset} | {' | '.join(cells)} |" in text
+def test_the_page_of_measurements_is_that_of_its_figures() -> None:
+    module = script("render_measurements")
+    assert module.PAGE.read_text(encoding="utf-8") == module.page()
+
+
+@pytest.mark.parametrize("command", re.findall(r"`python (scripts/\S+\.py)", script("render_measurements").page()))
+def test_the_programs_that_measure_start(command: str) -> None:
+    """They take minutes at full width; what is shown here is that they are there, with all that they import."""
+    done = subprocess.run([sys.executable, command, "--help"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout

@@ -1,0 +1,180 @@
+"""Writes docs/measurements/README.md from the figures beside it, and from nothing else.
+
+    python scripts/render_measurements.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
+PAGE = FOLDER / "README.md"
+#: Eager FP32 peak memory in MB on an RTX 3060 as the network's authors report it (model test report, 2025-09-30), by
+#: preset, size and batch.
+REPORTED_EAGER_MB = {
+    ("lightweight", "64x128x128", 1): 2278,
+    ("lightweight", "96x192x192", 1): 4823,
+    ("lightweight", "64x128x128", 2): 3354,
+    ("standard", "64x128x128", 1): 1851,
+}
+_FILES = (
+    ("deploy.json", "`deploy` of the full-size lightweight network: time, memory, comparisons, the engine's planned "
+     "memory; the README's result section", "python scripts/measure_deploy.py"),
+    ("memory_plans.json", "planned memory of engines of every kind", "python scripts/memory_plans.py"),
+    ("cpu_speed.json", "speed and memory on a CPU, against eager PyTorch", "python scripts/cpu_speed.py"),
+    ("ablation.json", "what each rewrite of the network brings",
+     "python scripts/ablation.py --json docs/measurements/ablation.json"),
+    ("fp16-error.json", "FP16 against FP32 at full width for every preset, with and without the way into the attention "
+     "in FP32", "python scripts/fp16_error.py --json docs/measurements/fp16-error.json"),
+)  # fmt: skip
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([
+        "# Measurements",
+        "",
+        "Each file holds figures with the date, the machine and the versions they belong to, and is written by one "
+        "script. This page",
+        "is made from them by `python scripts/render_measurements.py`. No file here is of a GPU: none was at hand.",
+        "",
+        *_table(("file", "what", "script"), [(f"`{name}`", what, f"`{script}`") for name, what, script in _FILES]),
+        "",
+        *memory_plans(_figures("memory_plans.json")),
+        "",
+        *cpu_speed(_figures("cpu_speed.json")),
+        "",
+        *ablation(_figures("ablation.json")),
+        "",
+        *fp16_error(_figures("fp16-error.json")),
+        "",
+    ])  # fmt: skip
+
+
+def memory_plans(figures: dict[str, Any]) -> list[str]:
+    """Planned memory by engine."""
+    rows = []
+    for row in figures["rows"]:
+        weights, activations = row["weights_bytes"] / 1e6, row["activation_bytes"] / 1e6
+        eager = REPORTED_EAGER_MB.get((row["preset"], row["max"], row["batch"]))
+        rows.append((
+            row["preset"], f"{row['min']} to {row['max']}", str(row["batch"]), f"{weights:,.0f} MB",
+            f"{activations:,.0f} MB", f"{weights + activations:,.0f} MB", f"{eager:,} MB" if eager else "not known",
+        ))  # fmt: skip
+    return [
+        "## Memory of FP16 engines for an RTX 3060",
+        "",
+        f"Planned by TensorRT-RTX {figures['machine']['tensorrt-rtx']}, {figures['date']}; not run. The last column is "
+        "the peak that the authors",
+        "of the network report for eager FP32 on an RTX 3060 (2025-09-30).",
+        "",
+        *_table(("preset", "volumes", "batch", "weights", "activations", "together", "eager PyTorch FP32"), rows),
+    ]
+
+
+def cpu_speed(figures: dict[str, Any]) -> list[str]:
+    """Times and memory by runtime."""
+    rows = [
+        (
+            row["runtime"], f"{row['median_seconds']:.2f} s", f"{row['p10_seconds']:.2f} to {row['p90_seconds']:.2f} s",
+            f"{row['speedup']:.2f}x", f"{row['relative_l2']:.1e}", f"{row['label_agreement']:.3%}",
+            f"{row['opening_peak_bytes'] / 1e6:,.0f} MB", f"{row['inference_peak_bytes'] / 1e6:,.0f} MB",
+        )
+        for row in figures["rows"]
+    ]  # fmt: skip
+    names = ("runtime", "median", "p10 to p90", "speed-up", "relative L2", "labels equal", "peak, opening", "running")
+    return [
+        "## Speed on a CPU",
+        "",
+        f"One inference of the full-size {figures['checkpoint']['preset']} network, weights by rule, at "
+        f"{'x'.join(map(str, figures['shape']))}, {figures['threads']} threads, {figures['rounds']} rounds in turn;",
+        f"graph of `--for cpu`. {_where(figures)}. Mixed computes in BF16 where that changes few labels.",
+        "Peaks are of resident memory, of each runtime's own process: from its start to when it is ready, and from the "
+        "first inference on.",
+        "",
+        *_table(names, rows),
+    ]
+
+
+def ablation(figures: dict[str, Any]) -> list[str]:
+    """What each rewrite brings."""
+    rows = [
+        (
+            row["variant"], f"{row['weights_bytes'] / 1e6:.0f} + {row['activation_bytes'] / 1e6:.0f} MB",
+            f"{(row['weights_bytes'] + row['activation_bytes']) / 1e6:,.0f} MB", f"{row['build_seconds']:.0f} s",
+            f"{row['multiply_adds'] / 1e9:,.0f} G", f"{row['cpu_seconds']:.2f} s", f"{row['relative_l2']:.1e}",
+            f"{row['relative_l2_fp16']:.1e}",
+        )
+        for row in figures["rows"]
+    ]  # fmt: skip
+    names = (
+        "rewrites", "weights + activations", "together", "build", "multiply-adds", "CPU", "error", "error, FP16",
+    )  # fmt: skip
+    return [
+        "## What each rewrite brings",
+        "",
+        f"{figures['checkpoint']}. Memory as planned for an RTX 3060 (48x64x64 to 64x128x128), multiply-adds at "
+        "64x128x128, OpenVINO FP32 at",
+        f"48x96x96 on all cores (eager PyTorch: {figures['eager_seconds']:.2f} s), relative L2 against the eager "
+        f"network there. {_where(figures)}.",
+        "",
+        *_table(names, rows),
+    ]
+
+
+def fp16_error(figures: dict[str, Any]) -> list[str]:
+    """The worst volume of each preset."""
+    rows = []
+    for preset in dict.fromkeys(row["preset"] for row in figures["rows"]):
+        mine = [row for row in figures["rows"] if row["preset"] == preset]
+        cells = []
+        for suffix in ("", "_without"):
+            error = max(row[f"relative_l2{suffix}"] for row in mine)
+            cells += [f"{error:.1e}", f"{min(row[f'labels_equal{suffix}'] for row in mine):.3%}"]
+        rows.append((preset, *cells[:2], *(cells[2:] if cells[2:] != cells[:2] else ["the same"] * 2)))
+    volumes = len(figures["rows"]) // len(rows)
+    return [
+        "## What FP16 costs in accuracy",
+        "",
+        f"The worst of {volumes} volumes a preset, weights by rule, {figures['date']}. For residual networks "
+        "(`standard`, `high_capacity`) the FP16 graph keeps",
+        "what the attention is computed from in FP32 (in `standard` but for its largest convolutions); \"without\" is "
+        "the same graph with that",
+        "in FP16, too.",
+        "",
+        *_table(
+            ("preset", "relative L2", "labels equal", "without: relative L2", "without: labels equal"), rows
+        ),
+    ]
+
+
+def _where(figures: dict[str, Any]) -> str:
+    host = figures["machine"]
+    return (
+        f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB, no GPU; torch {host['torch']}, ONNX Runtime "
+        f"{host['onnxruntime-gpu']}, OpenVINO {host['openvino']}; {figures['date']}"
+    )
+
+
+def _figures(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((FOLDER / name).read_text(encoding="utf-8"))
+    return figures
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
+
+
+@click.command()
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
