@@ -53,7 +53,9 @@ def main(presets: tuple[str, ...], shapes: tuple[Shape, ...], show: Show) -> Non
         ],
         ("preset", "size", "volume", "relative L2", "labels equal", "without: L2", "without: labels"),
     )  # fmt: skip
-    show.facts({"date": str(datetime.date.today()), "machine": machine("torch", "onnx", "onnxruntime-gpu"), "rows": rows})
+    show.facts(
+        {"date": str(datetime.date.today()), "machine": machine("torch", "onnx", "onnxruntime-gpu"), "rows": rows}
+    )
 
 
 def measure(preset: str, cases: list[Case], show: Show) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Writes docs/measurements/README.md from the figures beside it, and from nothing else.
 
-    python scripts/render_measurements.py
+python scripts/render_measurements.py
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def cpu_speed(figures: dict[str, Any]) -> list[str]:
         "",
         f"One inference of the full-size {figures['checkpoint']['preset']} network, weights by rule, at "
         f"{'x'.join(map(str, figures['shape']))}, {figures['threads']} threads, {figures['rounds']} rounds in turn;",
-        f"graph of `--for cpu`. {_where(figures)}. Mixed computes in BF16 where that changes few labels.",
+        f"outputs against eager PyTorch's, the worst of {figures['volumes']} volumes; graph of `--for cpu`. "
+        f"{_where(figures)}.",
+        "Mixed computes in BF16 where that changes few labels.",
         "Peaks are of resident memory, of each runtime's own process: from its start to when it is ready, and from the "
         "first inference on.",
         "",
@@ -143,13 +145,11 @@ def fp16_error(figures: dict[str, Any]) -> list[str]:
         "",
         f"The worst of {volumes} volumes a preset, weights by rule, {figures['date']}. For residual networks "
         "(`standard`, `high_capacity`) the FP16 graph keeps",
-        "what the attention is computed from in FP32 (in `standard` but for its largest convolutions); \"without\" is "
+        'what the attention is computed from in FP32 (in `standard` but for its largest convolutions); "without" is '
         "the same graph with that",
         "in FP16, too.",
         "",
-        *_table(
-            ("preset", "relative L2", "labels equal", "without: relative L2", "without: labels equal"), rows
-        ),
+        *_table(("preset", "relative L2", "labels equal", "without: relative L2", "without: labels equal"), rows),
     ]
 
 
