@@ -1,7 +1,6 @@
 """The FP16 graph is FP16 where it says so, and what is said of it on a CPU holds for FP16, not for FP32."""
 
 import copy
-import math
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import torch
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
-from lhanet_export.export.onnx_from_network import onnx_from_network
+from lhanet_export.export.onnx_from_network import ExportOptions, onnx_from_network
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.rule import rule_image, rule_network
 from lhanet_export.precision import fp16
@@ -45,28 +44,28 @@ def test_fp16_is_close_to_fp32(preset: str, tmp_path: Path) -> None:
         assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.99
 
 
-def test_convolutions_with_many_weights_stay_fp16_in_a_residual_backbone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("without", "stage"), [((), "/backbone/layers.3/"), (("split-stem",), "/backbone/layer4/")])
+def test_the_last_stage_of_a_short_residual_backbone_stays_fp16(
+    without: tuple[str, ...], stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = rule_network("standard", base_channels=8, num_classes=3, seed=7)
-    whole = onnx_from_network(network, CHECKPOINT, tmp_path / "fp32.onnx")
+    whole = onnx_from_network(network, CHECKPOINT, tmp_path / "fp32.onnx", ExportOptions(without=without))
 
-    def float_backbone() -> set[int]:
+    def half_convolutions() -> set[str]:
         model = ir.load(whole.path)
-        float_nodes = convert_to_fp16(model).float_nodes
-        return {
-            math.prod(node.inputs[1].shape.numpy())
-            for node in model.graph
-            if node.op_type == "Conv" and node.name in float_nodes and "backbone" in node.name
-        }
+        convert_to_fp16(model)
+        convolutions = [
+            node for node in model.graph if node.op_type == "Conv" and str(node.name).startswith("/backbone/")
+        ]
+        assert len(convolutions) >= 20
+        return {str(node.name) for node in convolutions if node.outputs[0].dtype is HALF}
 
-    # 64 x 64 x 27 is the last stage of the narrow network, 64 x 32 x 27 the one convolution into it.
-    assert {64 * 64 * 27, 64 * 32 * 27, 32 * 32 * 27} <= float_backbone()
-    monkeypatch.setattr(fp16, "MANY_WEIGHTS", 64 * 32 * 27)
-    assert max(float_backbone()) == 32 * 32 * 27
+    half = half_convolutions()
+    # Two blocks of two, and a shortcut.
+    assert len(half) == 5 and all(name.startswith(stage) for name in half)
     # A longer chain of residual sums keeps them all in FP32.
     monkeypatch.setattr(fp16, "FEW_SUMS", 4)
-    assert max(float_backbone()) == 64 * 64 * 27
+    assert half_convolutions() == set()
 
 
 def test_types_in_the_graph(narrow_fp16: OnnxArtifact) -> None:
