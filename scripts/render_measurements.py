@@ -145,7 +145,7 @@ def fp16_error(figures: dict[str, Any]) -> list[str]:
         "",
         f"The worst of {volumes} volumes a preset, weights by rule, {figures['date']}. For residual networks "
         "(`standard`, `high_capacity`) the FP16 graph keeps",
-        'what the attention is computed from in FP32 (in `standard` but for the last stage of the backbone); "without" is '
+        'what the attention is computed from in FP32 (`standard`: but for its last stage); "without" is '
         "the same graph with that",
         "in FP16, too.",
         "",
