@@ -1,19 +1,22 @@
 """The gate passes the network that was trained, and refuses everything else it is there for."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lhanet_export.errors import EnvironmentLacks, GateFailed
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.export.onnx_from_network import onnx_from_network
 from lhanet_export.model import pmsa
 from lhanet_export.model.network import LHANet
+from lhanet_export.model.resize import resize_to_size
 from lhanet_export.model.rule import rule_network
 from lhanet_export.precision.convert import fp16_from_fp32
 from lhanet_export.runners.eager import EagerRunner
@@ -66,10 +69,11 @@ def test_one_changed_weight_is_refused(reference: Reference, tmp_path: Path) -> 
 def test_resize_by_size_is_refused_at_the_training_patch(
     narrow_network: LHANet, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        pmsa, "resize_by_scale",
-        lambda x, scale: pmsa.resize_to_size(x, [side * scale.numerator // scale.denominator for side in x.shape[-3:]]),
-    )  # fmt: skip
+
+    def by_size(x: Tensor, scale: Fraction, order: Sequence[int]) -> Tensor:
+        return resize_to_size(x, [side * scale.numerator // scale.denominator for side in x.shape[-3:]])
+
+    monkeypatch.setattr(pmsa, "resize_by_scale", by_size)
     artifact = onnx_from_network(narrow_network, CHECKPOINT, tmp_path / "by_size.onnx")
     verification = verify_onnx(artifact, reference)
     assert any("at 48x96x96" in failure and "relative L2" in failure for failure in verification.failures)
