@@ -27,7 +27,7 @@ from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.files import read_json, scratch_folder, sha256_of, staged, write_json
 from lhanet_export.inference.target import Target
 from lhanet_export.progress import Progress
-from lhanet_export.shapes import LONGEST_SIDE, Shape, SpatialRange, format_shape
+from lhanet_export.shapes import LONGEST_SIDE, Shape, SpatialRange, TensorSizes, format_shape
 from lhanet_export.strict import Node
 
 if TYPE_CHECKING:
@@ -63,16 +63,6 @@ class Ladder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensors:
-    """The graph's tensors at one size: its input and output in bytes, the largest by name and in elements."""
-
-    input_bytes: int
-    output_bytes: int
-    largest: str
-    largest_elements: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Planned:
     """Device memory in bytes that the builder planned for one size."""
 
@@ -87,7 +77,7 @@ class Patches(Protocol):
     def ladder(self) -> Ladder:
         """The sides that the network takes."""
 
-    def tensors(self, shape: Shape) -> Tensors:
+    def tensors(self, shape: Shape) -> TensorSizes:
         """The graph's tensors at a size; within a second."""
 
     def planned(self, shape: Shape) -> Planned:
@@ -105,11 +95,11 @@ class Question:
     target: Target
 
 
-Answer = Ladder | Tensors | Planned
-T = TypeVar("T", Ladder, Tensors, Planned)
+Answer = Ladder | TensorSizes | Planned
+T = TypeVar("T", Ladder, TensorSizes, Planned)
 #: What is kept, by the first word of its name.
-_ANSWERS: dict[str, type[Ladder] | type[Tensors] | type[Planned]] = {
-    "ladder": Ladder, "tensors": Tensors, "planned": Planned
+_ANSWERS: dict[str, type[Ladder] | type[TensorSizes] | type[Planned]] = {
+    "ladder": Ladder, "tensors": TensorSizes, "planned": Planned
 }  # fmt: skip
 
 
@@ -164,10 +154,10 @@ class ExportedPatches:
     def ladder(self) -> Ladder:
         return self._exported[0]
 
-    def tensors(self, shape: Shape) -> Tensors:
+    def tensors(self, shape: Shape) -> TensorSizes:
         from lhanet_export.export.work import tensor_sizes
 
-        return Tensors(**asdict(tensor_sizes(self._model, shape)))
+        return tensor_sizes(self._model, shape)
 
     def planned(self, shape: Shape) -> Planned:
         ladder, artifact = self._exported
@@ -233,8 +223,8 @@ class CachedPatches:
     def ladder(self) -> Ladder:
         return self._ask("ladder", Ladder, lambda: self._patches.ladder)
 
-    def tensors(self, shape: Shape) -> Tensors:
-        return self._ask(f"tensors {format_shape(shape)}", Tensors, lambda: self._patches.tensors(shape))
+    def tensors(self, shape: Shape) -> TensorSizes:
+        return self._ask(f"tensors {format_shape(shape)}", TensorSizes, lambda: self._patches.tensors(shape))
 
     def planned(self, shape: Shape) -> Planned:
         return self._ask(f"planned {format_shape(shape)}", Planned, lambda: self._patches.planned(shape))

@@ -1,4 +1,4 @@
-"""Volume sizes: (D,H,W) in voxels, and the range of them that a graph or an engine serves."""
+"""Volume sizes: (D,H,W) in voxels, the range of them that a graph or an engine serves, and what tensors they make."""
 
 from __future__ import annotations
 
@@ -80,3 +80,13 @@ class SpatialRange:
                 f"range {self}: at {format_shape(self.min)} a level of this network would vanish; "
                 f"the smallest size it takes is {format_shape((smallest_side,) * 3)}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSizes:
+    """Tensors of a graph at one volume size: its input and its output in bytes, the largest one in elements."""
+
+    input_bytes: int
+    output_bytes: int
+    largest: str
+    largest_elements: int

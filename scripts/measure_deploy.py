@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from _machine import machine
+from _reported import EAGER_MB
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIGURES = REPOSITORY / "docs" / "measurements" / "deploy.json"
@@ -28,8 +30,6 @@ BEGIN, END = "<!-- results: made by scripts/measure_deploy.py -->", "<!-- end of
 CHECKPOINT = "preset:lightweight"
 PACKAGES = ("torch", "onnx", "onnxruntime-gpu", "tensorrt-rtx", "polygraphy")
 SMALLER = "48x64x64:64x128x128:64x128x128"
-#: Eager FP32 peak memory in MB on an RTX 3060 as the network's authors report it (model test report, 2025-09-30).
-REPORTED_EAGER_MB = {"64x128x128": 2278, "96x192x192": 4823}
 
 
 @click.command()
@@ -47,9 +47,6 @@ def main(render: bool) -> None:
 
 def measure() -> dict[str, Any]:
     """Run `deploy`, and `trt` once more for smaller volumes; everything that the README says of it."""
-    # Here, because the test of the README loads this file from elsewhere, to render the figures only.
-    from _machine import machine
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started = time.monotonic()
@@ -111,7 +108,7 @@ def section(figures: dict[str, Any]) -> str:
         size = "x".join(map(str, one["engine"]["profiles"][0]["max"]))
         lines.append(
             f"| volumes up to {size} | {weights:,.0f} MB | {activations:,.0f} MB | {weights + activations:,.0f} MB "
-            f"| {REPORTED_EAGER_MB[size]:,} MB |"
+            f"| {EAGER_MB['lightweight', size, 1]:,} MB |"
         )
     lines += [
         "",

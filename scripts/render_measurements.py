@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from _reported import EAGER_MB
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
 PAGE = FOLDER / "README.md"
-#: Eager FP32 peak memory in MB on an RTX 3060 as the network's authors report it (model test report, 2025-09-30), by
-#: preset, size and batch.
-REPORTED_EAGER_MB = {
-    ("lightweight", "64x128x128", 1): 2278,
-    ("lightweight", "96x192x192", 1): 4823,
-    ("lightweight", "64x128x128", 2): 3354,
-    ("standard", "64x128x128", 1): 1851,
-}
 _FILES = (
     ("deploy.json", "`deploy` of the full-size lightweight network: time, memory, comparisons, the engine's planned "
      "memory; the README's result section", "python scripts/measure_deploy.py"),
@@ -61,7 +54,7 @@ def memory_plans(figures: dict[str, Any]) -> list[str]:
     rows = []
     for row in figures["rows"]:
         weights, activations = row["weights_bytes"] / 1e6, row["activation_bytes"] / 1e6
-        eager = REPORTED_EAGER_MB.get((row["preset"], row["max"], row["batch"]))
+        eager = EAGER_MB.get((row["preset"], row["max"], row["batch"]))
         rows.append((
             row["preset"], f"{row['min']} to {row['max']}", str(row["batch"]), f"{weights:,.0f} MB",
             f"{activations:,.0f} MB", f"{weights + activations:,.0f} MB", f"{eager:,} MB" if eager else "not known",

@@ -33,7 +33,7 @@ from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import KNOWN_OPERATORS, read_graph_and_facts
 from lhanet_export.inference.target import Target
 from lhanet_export.model.pmsa import SCALES
-from lhanet_export.shapes import Shape, SpatialRange, format_shape
+from lhanet_export.shapes import Shape, SpatialRange, TensorSizes, format_shape
 from lhanet_export.strict import Node
 
 OTHER = "other"
@@ -121,16 +121,6 @@ class Work:
             ],
             "together": self.total().as_json(),
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorSizes:
-    """Tensors of a graph at one volume size: its input and its output in bytes, the largest one in elements."""
-
-    input_bytes: int
-    output_bytes: int
-    largest: str
-    largest_elements: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,22 +41,23 @@ def resize_by_scale(x: Tensor, scale: Fraction, order: Sequence[int] = LAST_AXIS
     return _resize(x, sizes, [(down + keep * (up - down), up)] * 3, order)
 
 
-def resize_to_size(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize the last three axes of `x` (N,C,D,H,W) to `size` (D,H,W), reading by the ratio of the sizes."""
-    return _resize(x, size, list(zip(x.shape[-3:], size, strict=True)), LAST_AXIS_FIRST)
+def resize_to_size(x: Tensor, size: Sequence[int], axes: Sequence[int] = LAST_AXIS_FIRST) -> Tensor:
+    """Resize the last three axes of `x` (N,C,D,H,W) to `size` (D,H,W), reading by the ratio of the sizes.
+
+    `axes` are those that are resized (2, 3, 4), in this order; the others are left as they are.
+    """
+    return _resize(x, size, list(zip(x.shape[-3:], size, strict=True)), axes)
 
 
 def _resize(x: Tensor, sizes: Sequence[int], steps: Sequence[tuple[int, int]], order: Sequence[int]) -> Tensor:
-    matrices = [
-        interpolation_matrix(side, size, step, device=x.device).to(x.dtype)
-        for side, size, step in zip(x.shape[-3:], sizes, steps, strict=True)
-    ]
+    sides = x.shape[-3:]
     for axis in order:
-        x = multiply_axis(matrices[axis - 2], x, axis)
+        matrix = interpolation_matrix(sides[axis - 2], sizes[axis - 2], steps[axis - 2], device=x.device)
+        x = _multiply_axis(matrix.to(x.dtype), x, axis)
     return x
 
 
-def multiply_axis(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+def _multiply_axis(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     """The product of `matrix` (rows, side) with `x` (N,C,D,H,W) along one of its last three axes (2, 3 or 4)."""
     if axis == 4:
         return torch.matmul(x, matrix.T)

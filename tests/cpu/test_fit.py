@@ -20,13 +20,14 @@ from lhanet_export.engine.recipes import recipe_named
 from lhanet_export.errors import EnvironmentLacks
 from lhanet_export.export import onnx_from_network
 from lhanet_export.export.artifact import OnnxArtifact
-from lhanet_export.export.work import TensorSizes, tensor_sizes
+from lhanet_export.export.work import tensor_sizes
 from lhanet_export.files import STAGING_PREFIX
 from lhanet_export.fit import ALLOWANCE_BYTES
 from lhanet_export.inference.target import Target
 from lhanet_export.model.network import LHANet
 from lhanet_export.patches import ExportedPatches, Ladder, Planned, Question
 from lhanet_export.progress import SILENT
+from lhanet_export.shapes import TensorSizes
 from tests.cpu.test_work import tiny_graph
 
 WORDS = ("fit", "--aspect", "1:1:1")

@@ -22,8 +22,8 @@ from lhanet_export.engine.recipes import recipe_named
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.fit import ALLOWANCE_BYTES, ELEMENT_LIMIT, AspectFit, Need, fit, largest_patch
 from lhanet_export.inference.target import Target
-from lhanet_export.patches import CachedPatches, Ladder, Planned, Question, Tensors, cache_folder, key_of
-from lhanet_export.shapes import LONGEST_SIDE, Shape
+from lhanet_export.patches import CachedPatches, Ladder, Planned, Question, cache_folder, key_of
+from lhanet_export.shapes import LONGEST_SIDE, Shape, TensorSizes
 
 WEIGHTS = 589 * 10**6
 GIB = 2**30
@@ -41,10 +41,10 @@ class Formula:
     built: list[Shape] = field(default_factory=list)
     sized: list[Shape] = field(default_factory=list)
 
-    def tensors(self, shape: Shape) -> Tensors:
+    def tensors(self, shape: Shape) -> TensorSizes:
         self.sized.append(shape)
         voxels = math.prod(shape)
-        return Tensors(
+        return TensorSizes(
             input_bytes=4 * voxels, output_bytes=56 * voxels, largest="/wide/MatMul_output_0",
             largest_elements=int(self.elements_a_voxel * voxels),
         )  # fmt: skip
@@ -247,7 +247,7 @@ def test_a_second_search_builds_nothing(tmp_path: Path) -> None:
         def ladder(self) -> Ladder:
             raise AssertionError
 
-        def tensors(self, shape: Shape) -> Tensors:
+        def tensors(self, shape: Shape) -> TensorSizes:
             raise AssertionError
 
         def planned(self, shape: Shape) -> Planned:

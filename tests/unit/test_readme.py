@@ -65,11 +65,13 @@ def test_every_part_of_the_package_is_named() -> None:
 
 
 def script(name: str) -> Any:
-    """A program in scripts/ as a module."""
+    """A program in scripts/ as a module; it finds those beside it, as when it is run."""
     spec = spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "scripts")
+        spec.loader.exec_module(module)
     return module
 
 

@@ -30,13 +30,13 @@ from lhanet_export.model.resize import interpolation_matrix
 class ShortBranch(ScaleBranch):
     """A scale branch whose organ convolution and resize are one `DepthConvolution`; shares the other weights."""
 
-    def __init__(self, branch: ScaleBranch) -> None:
+    def __init__(self, branch: ScaleBranch, *, joint: bool = False) -> None:
         nn.Module.__init__(self)
         self.scale, self.resize_order = branch.scale, branch.resize_order
         self.spatial_attention = branch.spatial_attention
         self.channel_attention = branch.channel_attention
         self.context_conv = branch.context_conv
-        self.short_conv = DepthConvolution(branch.organ_conv)
+        self.short_conv = DepthConvolution(branch.organ_conv, joint=joint)
 
     def organ_features(self, y: Tensor, size: Sequence[int]) -> Tensor:
         """The organ convolution of `y`, resized to `size` (D,H,W)."""
@@ -51,11 +51,11 @@ class DepthConvolution(nn.Module):
     once and holds them all. `ValueError` for kernels that no short convolution is known for.
     """
 
-    def __init__(self, conv: nn.Conv3d, *, slabs: int = 1) -> None:
+    def __init__(self, conv: nn.Conv3d, *, slabs: int = 1, joint: bool = False) -> None:
         super().__init__()
         algorithm = short_convolution(conv.kernel_size[0])
         assert conv.bias is not None
-        self.slabs, self.joint = slabs, False
+        self.slabs, self.joint = slabs, joint
         self.samples, self.taps = algorithm.samples, algorithm.taps
         self.bias = nn.Parameter(conv.bias.detach().reshape(-1, 1, 1, 1), requires_grad=False)
         self.kernels = nn.ParameterList(_transformed_kernels(conv, algorithm))

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lhanet_export.model.resize import interpolation_matrix, multiply_axis, reading_positions
+from lhanet_export.model.resize import reading_positions, resize_to_size
 
 
 def resize_by_reading(x: Tensor, size: Sequence[int]) -> Tensor:
     """`resize_to_size` of `x` (N,C,D,H,W) to `size` (D,H,W), with sums of two planes along depth; FP32."""
-    for axis in (4, 3):
-        side, to = x.shape[axis], size[axis - 2]
-        x = multiply_axis(interpolation_matrix(side, to, (side, to), device=x.device), x, axis)
+    x = resize_to_size(x, size, (4, 3))
     source, samples = reading_positions(x.shape[2], size[0], (x.shape[2], size[0]), device=x.device)
     low = source.floor()
     # At the last plane t is 0, and any plane will do for the other.

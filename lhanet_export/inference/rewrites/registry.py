@@ -116,9 +116,7 @@ def _shorten_convolutions(network: InferenceNetwork, strides: Sequence[int], pur
         elif strides[index] > SHORT_STRIDES[purpose][taps]:
             yield place, "a coarse level: little work, and weights that would double"
         else:
-            short = ShortBranch(branch)
-            short.short_conv.joint = purpose == "cpu"
-            branches[at] = short
+            branches[at] = ShortBranch(branch, joint=purpose == "cpu")
             yield place, None
 
 
