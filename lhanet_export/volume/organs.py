@@ -159,7 +159,7 @@ def _great_vessels(draws: Draws) -> list[Part]:
 def _adrenals(draws: Draws, kidneys: dict[int, Placement]) -> list[Part]:
     parts = []
     for side, tissue, (x, y, z) in (
-        (1, Tissue.RIGHT_ADRENAL, (34.0, -30.0, 154.0)),
+        (1, Tissue.RIGHT_ADRENAL, (35.0, -31.0, 144.0)),
         (-1, Tissue.LEFT_ADRENAL, (-34.0, -24.0, 156.0)),
     ):
         place = Placement(draws, (1.5, 2, 3), size=0.12)

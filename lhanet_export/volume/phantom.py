@@ -67,9 +67,8 @@ def grid_of(
     if len(spacing) != 3 or not all(0.1 <= step <= 50 for step in spacing):
         raise RefusedInput(f"spacing {spacing} is not three lengths of 0.1 to 50 mm")
     low, high = anatomy.extent_mm
-    if shape is None:
-        shape = tuple(math.ceil((top - bottom) / step) for bottom, top, step in zip(low, high, spacing, strict=True))  # type: ignore[assignment]
-    assert shape is not None
+    x, y, z = (math.ceil((top - bottom) / step) for bottom, top, step in zip(low, high, spacing, strict=True))
+    shape = shape or (x, y, z)
     if len(shape) != 3 or min(shape) < 1:
         raise RefusedInput(f"shape {shape} is not three sides of 1 or more voxels")
     middle = centre_mm or tuple((bottom + top) / 2 for bottom, top in zip(low, high, strict=True))

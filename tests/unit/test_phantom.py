@@ -28,6 +28,8 @@ VOLUMES_ML = {
     "pancreas": (35, 120), "right adrenal gland": (1.8, 7), "left adrenal gland": (1.8, 7), "duodenum": (40, 130),
     "bladder": (60, 400), "prostate/uterus": (15, 120),
 }  # fmt: skip
+#: Of the labels and the HU of seed 0 at 5 mm.
+RECORDED = ["8073bd64b362b683", "fbceb262fac7143d"]
 #: Pairs that lie within a few mm of each other in everybody.
 NEIGHBOURS = (
     ("gall bladder", "liver"), ("postcava", "liver"), ("esophagus", "stomach"), ("stomach", "duodenum"),
@@ -136,7 +138,7 @@ def test_each_organ_is_one_piece(seed: int) -> None:
 def test_tissues_are_as_bright_as_in_a_ct(seed: int) -> None:
     phantom, anatomy = scan(seed), anatomy_from_seed(seed)
     ranges = {
-        "liver": (40, 140), "spleen": (35, 170), "aorta": (30, 400), "postcava": (30, 200), "bladder": (-10, 60),
+        "liver": (40, 140), "spleen": (35, 170), "aorta": (20, 400), "postcava": (20, 200), "bladder": (-10, 60),
         "gall bladder": (-15, 45), "right kidney": (20, 240), "pancreas": (20, 140), "left adrenal gland": (-40, 110),
     }  # fmt: skip
     for name, (least, most) in ranges.items():
@@ -197,9 +199,6 @@ def test_the_bytes_are_those_of_every_machine() -> None:
     phantom = render(anatomy_from_seed(0), (5, 5, 5))
     digests = [hashlib.sha256(array.tobytes(order="F")).hexdigest()[:16] for array in (phantom.labels, phantom.hu)]
     assert digests == RECORDED
-
-
-RECORDED = ["", ""]
 
 
 def test_a_coarse_grid_has_the_fine_grids_labels() -> None:
