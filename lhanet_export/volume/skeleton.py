@@ -111,7 +111,7 @@ def _chest(belly_mm: float) -> Iterator[Part]:
     front = outline("wall front", 240) - 7 + belly_mm * outline("belly", 240)
     sternum = tube([(0, front - 1, 208, 4), (0, front, 228, 8), (0, front, 360, 9)], 2)
     broad = tuple(
-        Capsule((part.start[0] + side * 7, *part.start[1:]), (part.end[0] + side * 7, *part.end[1:]), part.radii)
+        Capsule((part.start[0] + side * 5, *part.start[1:]), (part.end[0] + side * 5, *part.end[1:]), part.radii)
         for part in sternum
         for side in (1, -1)
     )
