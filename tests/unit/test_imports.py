@@ -36,6 +36,7 @@ ALLOWED = {
     "deploy": {"model", "inference", "export", "precision", "engine", "runners", "verify"},
     "patches": {"model", "inference.target", "export", "precision.convert", "engine"},
     "fit": {"patches", "engine"},
+    "volume": set(),
     "cli": {"model", "inference", "export", "precision", "engine", "runners", "verify", "deploy", "patches", "fit"},
 }
 #: Part: libraries that none of its modules may load, not even through others.
@@ -47,6 +48,8 @@ WITHOUT = {
     "patches": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "fit": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "model": ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
+    # nibabel is loaded when a file is written.
+    "volume": ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "nibabel", "click", "rich"),
     # Each is loaded when a runner of it is made; OpenVINO and TensorRT need not be installed.
     "runners": ("openvino", "tensorrt", "tensorrt_rtx", "click"),
 }
