@@ -15,6 +15,9 @@ AMOS_LABELS = (
     "prostate/uterus",
 )  # fmt: skip
 
+#: Windows of scans that precision is judged on unless asked otherwise.
+DEFAULT_WINDOWS = 6
+
 
 def default_labels(num_classes: int) -> tuple[str, ...]:
     """AMOS22's names for 16 classes; a checkpoint of another class count does not say what its classes are."""

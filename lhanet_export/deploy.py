@@ -28,8 +28,8 @@ from lhanet_export.runners.base import Runner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.runners.opening import engine_runner_here, reference_runner
 from lhanet_export.shapes import SpatialRange
+from lhanet_export.verify.cases import comparison_cases
 from lhanet_export.verify.gate import TOLERANCES, Reference, Verification, reference_for, verify
-from lhanet_export.verify.inputs import cases_for, shapes_in
 
 #: Why an engine that was built on a machine without its GPU has no comparison of its own.
 ENGINE_NOT_RUN = "not run: this machine has no GPU that the engine is for"
@@ -58,11 +58,12 @@ class Deployment:
 
 
 class DeployFailed(GateFailed):
-    """A comparison failed; carries all comparisons so far, so that they can be shown."""
+    """A comparison failed; carries all comparisons so far and the class names, so that they can be shown."""
 
-    def __init__(self, message: str, verifications: dict[str, Verification]) -> None:
+    def __init__(self, message: str, verifications: dict[str, Verification], labels: tuple[str, ...]) -> None:
         super().__init__(message)
         self.verifications = verifications
+        self.labels = labels
 
 
 def deploy(
@@ -96,11 +97,12 @@ def deploy(
     with staging_folder(folder) as staging:
         options = ExportOptions(target=Target(), spatial=sizes, labels=labels, without=without)
         artifact = onnx_from_network(network, identity.as_json(), staging / f"{stem}.fp32.onnx", options, progress)
-        reference = reference_for(reference_runner(network, Target()), cases_for(shapes_in(sizes), seed=seed), progress)
+        cases = comparison_cases(sizes, network.num_classes, seed=seed, progress=progress)
+        reference = reference_for(reference_runner(network, Target()), cases, progress)
         # The comparisons and the build need the memory that the eager network holds.
         del network
         artifacts, report = {"fp32": artifact}, None
-        proof = _Proof(reference, progress)
+        proof = _Proof(reference, tuple(artifact.facts["labels"]), progress)
         proof.require("fp32", OnnxRuntimeRunner(artifact), "fp32")
         if precision == "fp16":
             artifact, report = fp16_from_fp32(artifact, staging / f"{stem}.fp16.onnx", progress=progress)
@@ -122,10 +124,11 @@ def deploy(
 class _Proof:
     """The comparisons of one deployment with one reference, by what was compared."""
 
-    def __init__(self, reference: Reference, progress: Progress) -> None:
+    def __init__(self, reference: Reference, labels: tuple[str, ...], progress: Progress) -> None:
         self.verifications: dict[str, Verification] = {}
         self.progress = progress
         self._reference = reference
+        self._labels = labels
 
     def require(self, what: str, runner: Runner, precision: str) -> None:
         """Compare, keep the result, and raise `DeployFailed` unless it passed."""
@@ -133,7 +136,9 @@ class _Proof:
         self.verifications[what] = result
         if not result.passed:
             reasons = "; ".join(result.failures)
-            raise DeployFailed(f"{what} did not pass, so nothing was written: {reasons}", self.verifications)
+            raise DeployFailed(
+                f"{what} did not pass, so nothing was written: {reasons}", self.verifications, self._labels
+            )
 
     def as_json(self) -> dict[str, Any]:
         """The manifest's `verification` object."""

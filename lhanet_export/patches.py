@@ -26,6 +26,7 @@ from lhanet_export.engine.recipes import Recipe
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.files import read_json, scratch_folder, sha256_of, staged, write_json
 from lhanet_export.inference.target import Target
+from lhanet_export.model.demo import DEMO, demo_file
 from lhanet_export.progress import Progress
 from lhanet_export.shapes import LONGEST_SIDE, Shape, SpatialRange, TensorSizes, format_shape
 from lhanet_export.strict import Node
@@ -132,12 +133,15 @@ def _identity(checkpoint: str) -> str:
     """A checkpoint file's SHA-256; a preset's name, because its weights follow from this package's sources."""
     if checkpoint.startswith(_PRESET_PREFIX):
         return checkpoint
+    if checkpoint == DEMO:
+        with demo_file() as path:
+            return sha256_of(path)
     try:
         if Path(checkpoint).is_file():
             return sha256_of(Path(checkpoint))
     except OSError as error:
         raise RefusedInput(f"cannot read {checkpoint}: {error.strerror or error}") from error
-    raise RefusedInput(f"there is no regular file {checkpoint}; name a checkpoint file, or preset:lightweight")
+    raise RefusedInput(f"there is no regular file {checkpoint}; name a checkpoint file, preset:lightweight, or demo")
 
 
 @dataclass(kw_only=True)

@@ -37,7 +37,7 @@ from lhanet_export.errors import EnvironmentLacks, LhanetExportError, RefusedInp
 from lhanet_export.progress import Progress
 from lhanet_export.runners.openvino_library import computes_bf16, load_openvino
 from lhanet_export.shapes import Shape, SpatialRange, format_shape
-from lhanet_export.verify.inputs import Case
+from lhanet_export.verify.inputs import Case, RuleCase
 from lhanet_export.verify.metrics import Difference, difference
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def measure(
         # In a process of its own, too, so that this one stays small.
         with ProcessPoolExecutor(1, context) as pool, progress.step(f"export {checkpoint}"):
             weights, identity = pool.submit(export, checkpoint, width, shape, folder).result()
-        cases = [Case(shape=shape, kind="bodies", seed=seed) for seed in range(volumes)]
+        cases = [RuleCase(shape=shape, kind="bodies", seed=seed) for seed in range(volumes)]
         task = Task(checkpoint=weights, graph=folder / "model.onnx", case=cases[0], threads=threads)
         children = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in names}
         rows: dict[str, dict[str, Any]] = {}

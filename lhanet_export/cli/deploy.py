@@ -43,7 +43,8 @@ def deploy(
 ) -> None:  # fmt: skip
     """Make an engine for a card out of CHECKPOINT, and prove that it is the network that was trained.
 
-    CHECKPOINT is a file, or preset:NAME (lightweight, standard, high_capacity) for weights by rule.
+    CHECKPOINT is a file, demo for the trained network that comes with this package, or preset:NAME
+    (lightweight, standard, high_capacity) for weights by rule.
     Every graph on the way is compared with the eager network; if one differs, nothing is written
     and the exit code is 2. The engine itself is compared too where its GPU is at hand.
     """
@@ -58,7 +59,7 @@ def deploy(
         )  # fmt: skip
     except DeployFailed as failure:
         for kind, verification in failure.verifications.items():
-            show_verification(show, kind, verification)
+            show_verification(show, kind, verification, failure.labels)
         show.facts({"passed": False, "verifications": {k: v.as_json() for k, v in failure.verifications.items()}})
         raise
     _say(result, show)
@@ -66,7 +67,7 @@ def deploy(
 
 def _say(result: Deployment, show: Show) -> None:
     for kind, verification in result.verifications.items():
-        show_verification(show, kind, verification)
+        show_verification(show, kind, verification, result.manifest.labels)
     if result.fp16:
         show.table("FP16", result.fp16.rows())
     manifest = result.manifest.as_json()

@@ -135,13 +135,13 @@ def command(name: str) -> Callable[[Callable[..., Any]], Command]:
 
 
 def checkpoint_argument(function: F) -> F:
-    """`CHECKPOINT` as `checkpoint: str`: a file, or a name such as `preset:lightweight`."""
+    """`CHECKPOINT` as `checkpoint: str`: a file, or a name such as `preset:lightweight` or `demo`."""
     return click.argument("checkpoint", metavar="CHECKPOINT")(function)
 
 
 def checkpoint_option(function: F) -> F:
     """`--checkpoint C` as `checkpoint: str`, required."""
-    text = "What the model was made from: a file, or preset:NAME."
+    text = "What the model was made from: a file, preset:NAME, or demo."
     return click.option("--checkpoint", required=True, metavar="CHECKPOINT", help=text)(function)
 
 
@@ -205,6 +205,13 @@ def labels_option(function: F) -> F:
     text = "Class names, one a line, background first."
     path = click.Path(exists=True, dir_okay=False, path_type=Path)
     return click.option("--labels", type=path, metavar="FILE", help=text)(function)
+
+
+def data_option(function: F) -> F:
+    """`--data DIR` as `data: Path | None`: a folder of NIfTI volumes."""
+    path = click.Path(exists=True, file_okay=False, path_type=Path)
+    text = "CT volumes (.nii, .nii.gz): images in DIR, or in DIR/images with DIR/labels beside. Default: synthetic CT."
+    return click.option("--data", type=path, metavar="DIR", help=text)(function)
 
 
 def seed_option(function: F) -> F:

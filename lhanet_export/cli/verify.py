@@ -6,9 +6,18 @@ from pathlib import Path
 
 import click
 
-from lhanet_export.cli.options import checkpoint_option, command, file_argument, json_option, seed_option, shape_option
+from lhanet_export.cli.options import (
+    checkpoint_option,
+    command,
+    data_option,
+    file_argument,
+    json_option,
+    seed_option,
+    shape_option,
+)
 from lhanet_export.cli.report import show_verification
 from lhanet_export.cli.show import Show
+from lhanet_export.conventions import DEFAULT_WINDOWS
 from lhanet_export.shapes import Shape
 
 
@@ -20,10 +29,21 @@ from lhanet_export.shapes import Shape
     "--runtime", type=click.Choice(("onnxruntime", "openvino")), default="onnxruntime", show_default=True,
     help="What an ONNX file runs in; OpenVINO takes FP32 ones.",
 )  # fmt: skip
+@data_option
+@click.option(
+    "--windows", type=click.IntRange(1), default=DEFAULT_WINDOWS, show_default=True,
+    help="How many windows of scans to compare on.",
+)  # fmt: skip
 @seed_option
 @json_option
-def verify(model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str, seed: int, show: Show) -> None:
+def verify(
+    model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str, data: Path | None, windows: int, seed: int,
+    show: Show,
+) -> None:  # fmt: skip
     """Compare MODEL, an ONNX file or an engine, with the eager PyTorch network of CHECKPOINT.
+
+    Volumes by rule show errors of size and meaning. With --data, or if the network has AMOS22's 16
+    classes, windows of scans follow, and every organ's Dice is compared; without --data they are synthetic CT.
 
     ONNX files run on the CPU, FP16 ones with every tensor rounded to FP16; engines need their GPU.
     Exit code 2 if any number is out of tolerance, or if the network does not depend on its input,
@@ -31,13 +51,17 @@ def verify(model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str
     """
     from lhanet_export.model.checkpoint import open_checkpoint
     from lhanet_export.runners.opening import reference_runner, runner_of
+    from lhanet_export.verify.cases import comparison_cases
     from lhanet_export.verify.gate import TOLERANCES, reference_for
     from lhanet_export.verify.gate import verify as compare
-    from lhanet_export.verify.inputs import cases_for, check_shapes, shapes_in
+    from lhanet_export.verify.inputs import check_shapes
 
     opened = runner_of(model, runtime)
     check_shapes(list(shapes), opened.spatial)
-    cases = cases_for(list(shapes) or shapes_in(opened.spatial), opened.batch, seed)
+    cases = comparison_cases(
+        opened.spatial, len(opened.labels), precision=opened.precision, shapes=shapes, batch=opened.batch, data=data,
+        windows=windows, seed=seed, progress=show.progress,
+    )  # fmt: skip
     with show.progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
     opened.check_checkpoint(model, identity.as_json())
@@ -45,6 +69,6 @@ def verify(model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str
     verification = compare(
         opened.runner, reference, TOLERANCES[opened.precision], output=opened.target.output, progress=show.progress
     )
-    show_verification(show, model.name, verification)
+    show_verification(show, model.name, verification, opened.labels)
     show.facts({"model": str(model), **verification.as_json()})
     verification.require(str(model))

@@ -17,7 +17,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
+from lhanet_export.model.demo import DEMO, demo_file
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.presets import PRESETS, preset_named
 from lhanet_export.model.rule import RULE_SEED, rule_network
@@ -49,7 +50,7 @@ _ADVICE = "state_dict or safetensors only: where the file was made, save model.s
 class CheckpointIdentity:
     """Which checkpoint a network came from, as artifacts made from it record it."""
 
-    #: File name, or `preset:NAME` for weights by rule.
+    #: File name, `demo`, or `preset:NAME` for weights by rule.
     source: str
     sha256: str
     preset: str
@@ -69,7 +70,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> LHANet:
 
 
 def open_checkpoint(spec: str) -> tuple[LHANet, CheckpointIdentity]:
-    """The network, in eval mode, and identity of a checkpoint file, or of weights by rule for `preset:NAME`."""
+    """The network, in eval mode, and identity of a checkpoint file, of `demo`, or of weights by rule for `preset:NAME`.
+
+    `demo` is the trained reference network that comes with this package (docs/demo.md).
+    """
+    if spec == DEMO:
+        with demo_file() as path:
+            state, identity = read_checkpoint(path)
+        return _network(state, identity), replace(identity, source=DEMO)
     if not spec.startswith(_PRESET_PREFIX):
         state, identity = read_checkpoint(Path(spec))
         return _network(state, identity), identity
@@ -112,7 +120,7 @@ def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
             fault = "is not a regular file" if path.exists() else "does not exist"
-            raise RefusedInput(f"{path} {fault}; name a checkpoint file, or preset:{next(iter(PRESETS))}")
+            raise RefusedInput(f"{path} {fault}; name a checkpoint file, preset:{next(iter(PRESETS))}, or demo")
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > LARGEST_FILE:

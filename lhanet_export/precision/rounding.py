@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
-#: Operators whose results are among their inputs: rounding those again would change nothing.
+#: Operators whose results are among their inputs: rounding those again would change nothing. What dequantizing gives
+#: is never stored: a convolution reads the INT8 numbers.
 _SELECTING = frozenset(
-    "Concat Gather Identity Max MaxPool Min ReduceMax Relu Reshape Slice Transpose Unsqueeze".split()
+    "Concat DequantizeLinear Gather Identity Max MaxPool Min ReduceMax Relu Reshape Slice Transpose Unsqueeze".split()
 )
 
 

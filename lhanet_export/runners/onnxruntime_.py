@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU.
 
-An FP16 graph runs with its rounding written out (`precision.rounding`), because ONNX Runtime itself
-would compute it in FP32 there.
+FP16 and INT8 graphs run with their rounding written out (`precision.rounding`), because ONNX Runtime
+itself would compute them in FP32 there.
 """
 
 from contextlib import ExitStack
@@ -29,8 +29,8 @@ class OnnxRuntimeRunner:
         self._session: Any = None
         self._open = ExitStack()
         self.name = "onnxruntime cpu"
-        if artifact.precision == "fp16":
-            self.name += ", rounding to fp16"
+        if artifact.precision != "fp32":
+            self.name += f", rounding to {artifact.precision}"
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """The graph's output for volumes (N,1,D,H,W); sizes outside the graph's range raise `RefusedInput`."""
@@ -45,11 +45,13 @@ class OnnxRuntimeRunner:
 
     def __enter__(self) -> Self:
         path = self._artifact.path
-        if self._artifact.precision == "fp16":
+        if self._artifact.precision != "fp32":
             path = self._rounding_graph(Path(self._open.enter_context(TemporaryDirectory())))
         options = self._onnxruntime.SessionOptions()
         # Warnings of the optimizer about constants that it folds or not; errors are raised anyway.
         options.log_severity_level = 3
+        # What a graph quantizes is computed as it stands, not by kernels that round elsewhere.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = self._onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -62,7 +64,7 @@ class OnnxRuntimeRunner:
         """The graph with its rounding written out, as a file: with large weights it is too large for one message."""
         model = ir.load(self._artifact.path)
         if not is_half(model):
-            raise RefusedInput(f"{self._artifact.path} says it is fp16, but computes nothing in FP16; export it again")
+            raise RefusedInput(f"{self._artifact.path} says it is {self._artifact.precision}, but computes nothing in FP16; export it again")
         path = folder / "rounding.onnx"
         ir.save(with_rounding(model), path, external_data=external_data_of(path).name)
         return path

@@ -34,6 +34,7 @@ class Opened:
     precision: str
     spatial: SpatialRange
     batch: int | None
+    labels: tuple[str, ...]
     checkpoint: Mapping[str, Any]
 
     def check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -61,6 +62,7 @@ def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
             precision=artifact.precision,
             spatial=artifact.spatial,
             batch=artifact.facts["batch"],
+            labels=tuple(artifact.facts["labels"]),
             checkpoint=artifact.facts["checkpoint"],
         )
     if not sidecar_of(path).exists():
@@ -80,6 +82,7 @@ def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
         precision=manifest.engine.precision,
         spatial=manifest.engine.profiles[0],
         batch=None if batch == -1 else batch,
+        labels=manifest.labels,
         checkpoint=manifest.checkpoint,
     )
 

@@ -21,6 +21,7 @@ from lhanet_export.runners.base import Runner
 from lhanet_export.shapes import format_shape
 from lhanet_export.verify.inputs import Case
 from lhanet_export.verify.metrics import Difference, difference, label_variety, logit_dependence
+from lhanet_export.verify.organs import Organs, organs_of
 
 #: Share of voxels that must not have the most frequent label for label agreement to mean anything.
 LABEL_VARIETY = 0.01
@@ -37,6 +38,10 @@ class Tolerance:
     No value may be off by more than `absolute` + `relative` times the reference's peak. No class of at
     least `SMALLEST_CLASS` of the voxels may have a smaller Dice than `dice`: an organ is a small part of
     a volume, and could vanish without moving the share of equal labels.
+
+    Over all scans, the organs' mean Dice between the two label maps may not be below `mean_dice`, and their
+    labels have to agree on `scan_agreement` of the voxels. Where the truth is known and the reference finds the
+    organs, the mean Dice to it may fall by `loss` at most, and that of one organ by `organ_loss`.
     """
 
     relative_l2: float
@@ -44,12 +49,27 @@ class Tolerance:
     relative: float
     label_agreement: float
     dice: float
+    mean_dice: float
+    scan_agreement: float
+    loss: float
+    organ_loss: float
 
 
 TOLERANCES = {
-    "fp32": Tolerance(relative_l2=1e-5, absolute=1e-5, relative=1e-5, label_agreement=0.9999, dice=0.99),
-    "fp16": Tolerance(relative_l2=5e-3, absolute=1e-2, relative=1e-2, label_agreement=0.99, dice=0.8),
-}
+    "fp32": Tolerance(
+        relative_l2=1e-5, absolute=1e-5, relative=1e-5, label_agreement=0.9999, dice=0.99,
+        mean_dice=0.9999, scan_agreement=0.9999, loss=1e-4, organ_loss=1e-3,
+    ),
+    "fp16": Tolerance(
+        relative_l2=5e-3, absolute=1e-2, relative=1e-2, label_agreement=0.99, dice=0.8,
+        mean_dice=0.999, scan_agreement=0.999, loss=1e-3, organ_loss=1e-2,
+    ),
+    # Logits carry INT8's noise; what counts are the organs.
+    "int8": Tolerance(
+        relative_l2=0.15, absolute=0.0, relative=0.5, label_agreement=0.97, dice=0.5,
+        mean_dice=0.97, scan_agreement=0.99, loss=1e-2, organ_loss=3e-2,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +108,11 @@ class Verification:
         """Whether nothing failed."""
         return not self.failures
 
+    @property
+    def organs(self) -> Organs | None:
+        """The organs over all scans that were compared; None without a scan."""
+        return organs_of([found.overlaps for found in self.differences])
+
     def __bool__(self) -> bool:
         return self.passed
 
@@ -98,6 +123,7 @@ class Verification:
             "runner": self.runner,
             "output": self.output,
             "cases": [case.as_json() for case in self.differences],
+            "organs": organs.as_json() if (organs := self.organs) else None,
             "tolerance": asdict(self.tolerance),
             "reference": {
                 "logit_dependence": self.logit_dependence if isfinite(self.logit_dependence) else None,
@@ -148,6 +174,7 @@ def verify(
             failures.append(f"{runner.name} failed: {type(error).__name__}: {error}")
     for found in differences:
         failures += _case_failures(found, tolerance)
+    failures += _organ_failures(organs_of([found.overlaps for found in differences]), tolerance)
     return Verification(
         runner=runner.name,
         output=output,
@@ -203,4 +230,36 @@ def _case_failures(found: Difference, tolerance: Tolerance) -> list[str]:
     for index, dice in found.dice.items():
         if found.shares[index] >= SMALLEST_CLASS and not dice >= tolerance.dice:
             failures.append(f"{where} class {index} has a Dice of {dice:.3f}, needed {tolerance.dice}")
+    return failures
+
+
+def _organ_failures(organs: Organs | None, tolerance: Tolerance) -> list[str]:
+    """What is out of tolerance over all scans; written so that a NaN fails every comparison."""
+    if organs is None:
+        return []
+    failures = []
+    if not organs.mean_dice >= tolerance.mean_dice:
+        worst = min(organs.scores, key=lambda score: score.dice)
+        failures.append(
+            f"over all scans the organs' mean Dice to the reference is {organs.mean_dice:.5f}, needed "
+            f"{tolerance.mean_dice}; the worst is class {worst.index} with {worst.dice:.4f}"
+        )
+    if not organs.label_agreement >= tolerance.scan_agreement:
+        failures.append(
+            f"over all scans labels agree on {organs.label_agreement:.3%} of the voxels, "
+            f"needed {tolerance.scan_agreement:.2%}"
+        )
+    if not organs.truth_counts:
+        return failures
+    if not organs.loss <= tolerance.loss:
+        failures.append(
+            f"over all scans the mean Dice to the truth is {organs.loss:.4f} below the reference's, "
+            f"allowed {tolerance.loss}"
+        )
+    for score in organs.scores:
+        if not score.loss <= tolerance.organ_loss:
+            failures.append(
+                f"class {score.index} has a Dice to the truth {score.loss:.4f} below the reference's, "
+                f"allowed {tolerance.organ_loss}"
+            )
     return failures

@@ -4,7 +4,7 @@ Both kinds look to the network like a preprocessed scan, about zero mean and uni
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -18,14 +18,47 @@ Kind = Literal["bodies", "texture"]
 PUBLIC_PATCH: Shape = (48, 96, 96)
 
 
+class Case(Protocol):
+    """One input to compare on: a volume, or a batch of them."""
+
+    @property
+    def shape(self) -> Shape:
+        """Its size (D,H,W)."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, as reports show it."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """The volumes, (N,1,D,H,W) float32."""
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether it is a scan, or a phantom of one, so that its organs mean something."""
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        """The labels that a perfect network would give, (N,D,H,W) uint8, where they are known."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One volume by rule, or a batch of them."""
+class RuleCase:
+    """One volume by rule, or a batch of them; there is no truth about it."""
 
     shape: Shape
     kind: Kind
     seed: int
     batch: int = 1
+
+    @property
+    def is_scan(self) -> bool:
+        """It is not."""
+        return False
+
+    @property
+    def truth(self) -> None:
+        """Nobody knows what the labels of such a volume should be."""
 
     @property
     def image(self) -> np.ndarray:
@@ -34,7 +67,7 @@ class Case:
         return np.concatenate([make(self.shape, self.seed + 1000 * index) for index in range(self.batch)])
 
 
-def cases_for(shapes: list[Shape], batch: int | None = 1, seed: int = 0) -> list[Case]:
+def cases_for(shapes: list[Shape], batch: int | None = 1, seed: int = 0) -> list[RuleCase]:
     """One case a shape, kinds in turn, and the smallest shape twice.
 
     Two different volumes of one size show whether the output depends on the input at all. `batch` is
@@ -47,7 +80,7 @@ def cases_for(shapes: list[Shape], batch: int | None = 1, seed: int = 0) -> list
     kinds: tuple[Kind, Kind] = ("bodies", "texture")
     repeated = [ordered[0], *ordered]
     return [
-        Case(
+        RuleCase(
             shape=shape,
             kind=kinds[index % 2],
             seed=seed + index,

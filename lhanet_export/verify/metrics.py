@@ -1,5 +1,7 @@
 """How far one output is from another, in numbers that mean something for a segmentation."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +11,7 @@ import numpy as np
 
 from lhanet_export.shapes import Shape
 from lhanet_export.verify.inputs import Case
+from lhanet_export.verify.organs import Overlap, overlaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Difference:
     shares: dict[int, float]
     nonfinite: int
     seconds: float
+    #: Voxel counts by class, from which organs are judged over all scans; None for volumes by rule.
+    overlaps: dict[int, Overlap] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same facts as JSON values; a number that is not finite becomes null."""
@@ -38,6 +43,10 @@ class Difference:
         facts["shape"] = list(self.shape)
         for key in ("dice", "shares"):
             facts[key] = {str(index): value for index, value in facts[key].items()}
+        if self.overlaps is None:
+            del facts["overlaps"]
+        else:
+            facts["overlaps"] = {str(index): value for index, value in facts["overlaps"].items()}
         return {
             key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in facts.items()
         }
@@ -55,7 +64,7 @@ def difference(case: Case, logits: np.ndarray, candidate: np.ndarray, output: st
             shape=case.shape, kind=case.kind, relative_l2=None, max_abs=None, mean_abs=None, peak=None,
             label_agreement=float((candidate == labels).mean()), dice=dice_per_class(labels, candidate),
             shares=class_shares(labels),
-            nonfinite=0, seconds=seconds,
+            nonfinite=0, seconds=seconds, overlaps=overlaps(case, labels, candidate),
         )  # fmt: skip
     reference = _softmax(logits) if output == "probabilities" else logits
     _check_shape(candidate, reference)
@@ -74,6 +83,7 @@ def difference(case: Case, logits: np.ndarray, candidate: np.ndarray, output: st
         shares=class_shares(labels),
         nonfinite=int(np.count_nonzero(~np.isfinite(candidate))),
         seconds=seconds,
+        overlaps=overlaps(case, labels, candidate_labels),
     )
 
 

@@ -2,22 +2,19 @@
 
 from pathlib import Path
 
-from lhanet_export.errors import EnvironmentLacks
+import nibabel
+
 from lhanet_export.files import staged
 from lhanet_export.volume.phantom import Phantom
 
 
 def write_phantom(phantom: Phantom, image: Path, labels: Path) -> None:
-    """Write a phantom as two NIfTI files (`.nii` or `.nii.gz`, one folder): int16 HU and uint8 AMOS labels.
+    """Write a phantom as two NIfTI files (`.nii` or `.nii.gz`): int16 HU and uint8 AMOS labels.
 
-    Axes are stored as in the phantom, (X,Y,Z) along RAS, with its affine in mm. Both files appear
-    together or not at all.
+    Axes are stored as in the phantom, (X,Y,Z) along RAS, with its affine in mm. Both files get their
+    names at the end, the labels first: an image without them is not left behind.
     """
-    try:
-        import nibabel
-    except ImportError as error:
-        raise EnvironmentLacks("writing NIfTI needs nibabel; install it with: pip install nibabel") from error
-    with staged(image, labels) as (image_file, labels_file):
+    with staged(image) as (image_file,), staged(labels) as (labels_file,):
         for array, path in ((phantom.hu, image_file), (phantom.labels, labels_file)):
             volume = nibabel.Nifti1Image(array, phantom.affine)
             volume.set_data_dtype(array.dtype)

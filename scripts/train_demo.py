@@ -1,0 +1,234 @@
+"""Train the reference network `demo` on synthetic CT and write it as safetensors.
+
+    python scripts/train_demo.py -o lhanet_export/model/demo.safetensors --log docs/measurements/demo-training.json
+
+A narrow LHA-Net (preset standard) learns the 15 organs of AMOS22 from phantoms (`lhanet_export/volume/`), with the
+network's own training outputs: the final head and the four deep-supervision heads, each with cross-entropy and
+Dice. Batches are single windows, whose statistics are not those of a scan, so for the last part of the training
+the batch norms are fixed to statistics averaged over many windows: the network is trained as it will be used.
+The same seed on the same machine and number of threads gives the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from _machine import machine
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lhanet_export import LHANet
+from lhanet_export.conventions import AMOS_LABELS, Preprocessing
+from lhanet_export.files import staged, write_json
+from lhanet_export.shapes import Shape
+from lhanet_export.volume.phantom import anatomy_from_seed, render
+
+CLASSES = len(AMOS_LABELS)
+#: What the final head and the deep-supervision heads (fine to coarse) count for.
+LOSS_WEIGHTS = (1.0, 0.6, 0.2, 0.1, 0.1)
+#: From the second deep head on, every second voxel along each axis is enough: their grids are far coarser.
+FULL_RESOLUTION_HEADS = 2
+#: Numbers of these options in glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything that decides about the result, besides machine and versions."""
+
+    preset: str = "standard"
+    width: int = 8
+    patch: Shape = (48, 96, 96)
+    phantoms: int = 80
+    steps: int = 4500
+    #: Two windows a step: for a single one PyTorch takes slower convolutions on CPUs.
+    batch: int = 2
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    #: The share of the steps after which batch norms are fixed, and the windows that their statistics come from.
+    fixed_norms_from: float = 0.7
+    norm_windows: int = 100
+    #: The share of windows whose middle is a voxel of a random organ; the others lie anywhere.
+    on_organs: float = 0.8
+    seed: int = 0
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A phantom as the network sees it: (D,H,W) float16 and its labels uint8, and where each organ's voxels are."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    places: dict[int, np.ndarray]
+
+
+def scan_of(seed: int, how: Preprocessing) -> Scan:
+    """The phantom of a seed, rendered at the spacing that the network works in, clipped and standardized."""
+    phantom = render(anatomy_from_seed(seed), how.spacing_mm)
+    clipped = np.clip(phantom.hu, *how.clip_hu).astype(np.float32)
+    image = np.ascontiguousarray((clipped - clipped.mean()) / clipped.std(), np.float16)
+    labels = np.ascontiguousarray(phantom.labels)
+    generator = np.random.default_rng([seed, 31])
+    places = {}
+    for label in range(1, CLASSES):
+        found = np.flatnonzero(labels == label)
+        if found.size:
+            chosen = generator.choice(found, min(found.size, 500), replace=False)
+            places[label] = np.stack(np.unravel_index(chosen, labels.shape), 1)
+    return Scan(image, labels, places)
+
+
+def windows(scans: list[Scan], config: Training) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless training windows: images (N,1,D,H,W) float32 and their labels (N,D,H,W) int64."""
+    generator = np.random.default_rng([config.seed, 32])
+    while True:
+        pairs = [_window(scans, config, generator) for _ in range(config.batch)]
+        images, labels = (torch.stack(kind) for kind in zip(*pairs, strict=True))
+        yield images[:, None], labels
+
+
+def _window(scans: list[Scan], config: Training, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    patch = np.array(config.patch)
+    scan = scans[generator.integers(len(scans))]
+    room = np.array(scan.labels.shape) - patch
+    if generator.random() < config.on_organs:
+        organ = list(scan.places)[generator.integers(len(scan.places))]
+        middle = scan.places[organ][generator.integers(len(scan.places[organ]))]
+        middle = middle + generator.integers(-patch // 4, patch // 4 + 1)
+        first = np.clip(middle - patch // 2, 0, room)
+    else:
+        first = generator.integers(0, room + 1)
+    where = tuple(slice(start, start + side) for start, side in zip(first, patch, strict=True))
+    image = torch.from_numpy(scan.image[where].astype(np.float32))
+    # Scanners and contrast differ more than the phantoms do.
+    image = image * generator.uniform(0.95, 1.05) + generator.uniform(-0.05, 0.05)
+    return image.float(), torch.from_numpy(scan.labels[where].astype(np.int64))
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy plus 1 - soft Dice, the mean over the organs that occur (Milletari et al. 2016)."""
+    log_shares = F.log_softmax(logits, 1)
+    own = log_shares.gather(1, labels[:, None]).flatten()
+    flat = labels.flatten()
+    present = torch.bincount(flat, minlength=CLASSES).float()
+    overlap = torch.zeros(CLASSES).index_add(0, flat, own.exp())
+    found = log_shares.exp().sum((0, 2, 3, 4))
+    dice = (2 * overlap + 1) / (found + present + 1)
+    organs = present > 0
+    organs[0] = False
+    return -own.mean() + (1 - dice[organs]).sum() / organs.sum().clamp(min=1)
+
+
+def losses(outputs: dict, labels: Tensor) -> list[Tensor]:
+    """One loss a head: final, then deep supervision from fine to coarse."""
+    found = []
+    for index, logits in enumerate([outputs["final_prediction"], *outputs["deep_supervision_outputs"]]):
+        if index < FULL_RESOLUTION_HEADS:
+            found.append(loss_of(logits, labels))
+        else:
+            found.append(loss_of(logits[..., ::2, ::2, ::2], labels[..., ::2, ::2, ::2]))
+    return found
+
+
+def fix_norms(network: nn.Module, stream: Iterator[tuple[Tensor, Tensor]], count: int) -> None:
+    """Give every batch norm the average statistics of `count` windows and stop it from following single ones."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        for _ in range(count):
+            network(next(stream)[0])
+    for norm in norms:
+        norm.eval()
+
+
+def train(config: Training, how: Preprocessing) -> tuple[LHANet, list[dict]]:
+    """The trained network and its record: the losses of the heads every 50 steps."""
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads)
+    torch.set_flush_denormal(True)
+    scans = [scan_of(seed, how) for seed in track(range(config.phantoms), "phantoms")]
+    stream = windows(scans, config)
+    network = LHANet.from_preset(config.preset, num_classes=CLASSES, base_channels=config.width)
+    network.to(memory_format=torch.channels_last_3d)
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.1, cycle_momentum=False
+    )
+    record: list[dict] = []
+    recent = []
+    for step in track(range(config.steps), "training"):
+        if step == int(config.fixed_norms_from * config.steps):
+            fix_norms(network, stream, config.norm_windows)
+        image, labels = next(stream)
+        found = losses(network(image), labels)
+        loss = sum(weight * one for weight, one in zip(LOSS_WEIGHTS, found, strict=True))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        recent.append([one.item() for one in found])
+        if len(recent) == 50:
+            record.append({"step": step + 1, "losses": [round(value, 4) for value in np.mean(recent, 0).tolist()]})
+            recent = []
+    return network.eval(), record
+
+
+def save(network: LHANet, target: Path) -> None:
+    """The weights in FP16, which halves the file; the network that the toolkit then reads has exactly these."""
+    state = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in network.state_dict().items()
+    }
+    with staged(target) as (path,):
+        save_file(state, path)
+
+
+def keep_memory() -> None:
+    """Let malloc keep what is freed: mapping and zeroing every large tensor anew takes a third of a step."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1)):
+            libc.mallopt(option, value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", dest="target", type=Path, required=True, help="the safetensors file")
+    parser.add_argument("--log", type=Path, required=True, help="losses, settings and machine as JSON")
+    parser.add_argument("--steps", type=int, default=Training.steps)
+    parser.add_argument("--phantoms", type=int, default=Training.phantoms)
+    arguments = parser.parse_args()
+    keep_memory()
+    config = Training(steps=arguments.steps, phantoms=arguments.phantoms)
+    start = time.perf_counter()
+    network, record = train(config, Preprocessing())
+    save(network, arguments.target)
+    facts = {
+        "machine": machine("torch", "numpy"),
+        "seconds": round(time.perf_counter() - start),
+        "cpu_seconds": round(time.process_time()),
+        "training": asdict(config),
+        "loss_weights": LOSS_WEIGHTS,
+        "losses": record,
+    }
+    write_json(arguments.log, facts)
+    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB after {facts['seconds'] / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()
