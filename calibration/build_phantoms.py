@@ -8,9 +8,9 @@ the spacing of `--spacing-mm`. Volumes are HU in int16, labels are AMOS22's. The
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+import click
 from rich.progress import track
 
 from lhanet_export.verify.volumes import CALIBRATION_SEEDS
@@ -18,22 +18,20 @@ from lhanet_export.volume.nifti import write_phantom
 from lhanet_export.volume.phantom import anatomy_from_seed, render
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", dest="folder", type=Path, required=True, help="folder for images/ and labels/")
-    parser.add_argument("--count", type=int, default=8, help="how many patients")
-    parser.add_argument("--first-seed", type=int, default=CALIBRATION_SEEDS)
-    parser.add_argument("--spacing-mm", type=float, help="one spacing for all axes, instead of each patient's own")
-    arguments = parser.parse_args()
+@click.command(help=__doc__)
+@click.option("-o", "folder", type=click.Path(path_type=Path), required=True, help="Folder for images/ and labels/.")
+@click.option("--count", default=8, show_default=True, help="How many patients.")
+@click.option("--first-seed", default=CALIBRATION_SEEDS, show_default=True)
+@click.option("--spacing-mm", type=float, help="One spacing for all axes, instead of each patient's own.")
+def main(folder: Path, count: int, first_seed: int, spacing_mm: float | None) -> None:
     for kind in ("images", "labels"):
-        (arguments.folder / kind).mkdir(parents=True, exist_ok=True)
-    spacing = (arguments.spacing_mm,) * 3 if arguments.spacing_mm else None
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.count)
-    for seed in track(seeds, "phantoms"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    spacing = (spacing_mm,) * 3 if spacing_mm else None
+    for seed in track(range(first_seed, first_seed + count), "phantoms"):
         name = f"phantom_{seed}.nii.gz"
         phantom = render(anatomy_from_seed(seed), spacing)
-        write_phantom(phantom, arguments.folder / "images" / name, arguments.folder / "labels" / name)
-    print(f"{arguments.folder}: {arguments.count} volumes with labels")
+        write_phantom(phantom, folder / "images" / name, folder / "labels" / name)
+    print(f"{folder}: {count} volumes with labels")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from lhanet_export.export.onnx_from_network import ExportOptions, default_range,
 from lhanet_export.files import scratch_folder, staging_folder
 from lhanet_export.inference.target import Target
 from lhanet_export.model.checkpoint import CheckpointIdentity, open_checkpoint
-from lhanet_export.precision.convert import fp16_from_fp32
+from lhanet_export.precision.convert import WeightsBeyondRange, fp16_from_fp32
 from lhanet_export.precision.fp16 import Fp16Report
+from lhanet_export.precision.recipe import PrecisionRecipe, write_recipe
+from lhanet_export.precision.search import SearchResult, search_fp16
 from lhanet_export.progress import SILENT, Progress
 from lhanet_export.runners.base import Runner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
@@ -31,6 +33,8 @@ from lhanet_export.shapes import SpatialRange
 from lhanet_export.verify.cases import comparison_cases
 from lhanet_export.verify.gate import TOLERANCES, Reference, Verification, reference_for, verify
 
+#: Trials of a search for a precision recipe; a trial takes about half a minute at full width.
+_MOST_TRIALS = 60
 #: Why an engine that was built on a machine without its GPU has no comparison of its own.
 ENGINE_NOT_RUN = "not run: this machine has no GPU that the engine is for"
 
@@ -45,6 +49,8 @@ class Deployment:
     manifest: Manifest
     verifications: dict[str, Verification]
     fp16: Fp16Report | None
+    #: The file of the precision recipe that FP16 needed, if it was searched for.
+    found_recipe: Path | None
 
     def as_json(self) -> dict[str, Any]:
         """The deployment as `deploy --json` writes it."""
@@ -54,6 +60,7 @@ class Deployment:
             "engine": str(self.engine),
             "manifest": self.manifest.as_json(),
             "fp16": self.fp16.as_json() if self.fp16 else None,
+            "found_recipe": str(self.found_recipe) if self.found_recipe else None,
         }
 
 
@@ -77,12 +84,14 @@ def deploy(
     labels_file: Path | None = None,
     seed: int = 0,
     without: tuple[str, ...] = (),
+    precision_recipe: PrecisionRecipe | None = None,
     progress: Progress = SILENT,
 ) -> Deployment:
     """Make ONNX files, engine and manifest of a checkpoint in `folder`, each compared with the eager network.
 
     Without `spatial` the engine serves the recipe's sizes. `seed` chooses the volumes to compare on;
-    `without` names rewrites of the network to leave out.
+    `without` names rewrites of the network to leave out. Where FP16 does not pass, the nodes that have to stay FP32
+    are searched for, and the recipe is written beside the rest; `precision_recipe` is one from before.
     `DeployFailed` when a comparison fails; then, as after any other error, nothing in `folder` has changed.
     """
     check_backend(recipe, backend)
@@ -104,13 +113,14 @@ def deploy(
         artifacts, report = {"fp32": artifact}, None
         proof = _Proof(reference, tuple(artifact.facts["labels"]), progress)
         proof.require("fp32", OnnxRuntimeRunner(artifact), "fp32")
+        found_recipe = staging / f"{stem}.fp16.recipe.yaml"
         if precision == "fp16":
-            artifact, report = fp16_from_fp32(artifact, staging / f"{stem}.fp16.onnx", progress=progress)
+            artifact, report = _half(artifact, staging / f"{stem}.fp16.onnx", proof, precision_recipe, found_recipe)
             artifacts["fp16"] = artifact
-            proof.require("fp16", OnnxRuntimeRunner(artifact), "fp16")
         engine = staging / f"{stem}.{precision}.engine"
         plan = plan_engine(artifact.path, artifact.as_json(), recipe=recipe, backend=backend, spatial=sizes)
         manifest = _build(plan, artifact, engine, proof)
+        searched = found_recipe.exists()
     return Deployment(
         checkpoint=identity,
         artifacts={kind: replace(one, path=folder / one.path.name) for kind, one in artifacts.items()},
@@ -118,7 +128,27 @@ def deploy(
         manifest=manifest,
         verifications=proof.verifications,
         fp16=report,
+        found_recipe=folder / found_recipe.name if searched else None,
     )
+
+
+def _half(
+    source: OnnxArtifact, path: Path, proof: _Proof, recipe: PrecisionRecipe | None, found: Path
+) -> tuple[OnnxArtifact, Fp16Report]:
+    """The FP16 graph that passes: by the rule, by the given recipe, or by one that is searched for and kept."""
+    try:
+        artifact, report = fp16_from_fp32(source, path, recipe=recipe, progress=proof.progress)
+        if proof.compare("fp16", OnnxRuntimeRunner(artifact), "fp16").passed:
+            return artifact, report
+    except WeightsBeyondRange:
+        if recipe is not None:
+            raise
+    if recipe is None:
+        result = proof.search(source, path.parent)
+        write_recipe(result.recipe, found)
+        artifact, report = fp16_from_fp32(source, path, recipe=result.recipe, progress=proof.progress)
+    proof.require("fp16", OnnxRuntimeRunner(artifact), "fp16")
+    return artifact, report
 
 
 class _Proof:
@@ -130,10 +160,27 @@ class _Proof:
         self._reference = reference
         self._labels = labels
 
-    def require(self, what: str, runner: Runner, precision: str) -> None:
-        """Compare, keep the result, and raise `DeployFailed` unless it passed."""
+    def compare(self, what: str, runner: Runner, precision: str) -> Verification:
+        """Compare and keep the result."""
         result = verify(runner, self._reference, TOLERANCES[precision], progress=self.progress)
         self.verifications[what] = result
+        return result
+
+    def search(self, source: OnnxArtifact, folder: Path) -> SearchResult:
+        """Find what has to stay FP32 for the FP16 form of an FP32 graph to pass this comparison."""
+
+        def judge(trial: OnnxArtifact) -> Verification:
+            return verify(OnnxRuntimeRunner(trial), self._reference, TOLERANCES["fp16"])
+
+        images = [case.image for case in self._reference.cases]
+        try:
+            return search_fp16(source, judge, images, folder, most_trials=_MOST_TRIALS, progress=self.progress)
+        except GateFailed as error:
+            raise DeployFailed(f"{error}; nothing was written", self.verifications, self._labels) from error
+
+    def require(self, what: str, runner: Runner, precision: str) -> None:
+        """Compare, keep the result, and raise `DeployFailed` unless it passed."""
+        result = self.compare(what, runner, precision)
         if not result.passed:
             reasons = "; ".join(result.failures)
             raise DeployFailed(

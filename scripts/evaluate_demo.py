@@ -2,17 +2,18 @@
 
     python scripts/evaluate_demo.py lhanet_export/model/demo.safetensors --json docs/measurements/demo.json
 
-The final head's logits are made at stride 16 and resized, so its Dice has a ceiling, whatever the network. It is
+The final head's logits are made at the coarsest level and resized, so its Dice has a ceiling for any network. It is
 measured here: for each window, logits on that grid are fitted to the truth directly, by gradient descent on Dice
 and cross-entropy, starting from the share that each class has in each cell.
 """
 
 from __future__ import annotations
 
-import argparse
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -87,32 +88,33 @@ def facts_of(organs: Organs) -> dict[str, Any]:
     return {"mean": round(float(np.mean(list(dice.values()))), 4), "organs": dice}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--windows", type=int, default=45)
-    arguments = parser.parse_args()
+@click.command(help=__doc__)
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "target", type=click.Path(path_type=Path), required=True)
+@click.option("--windows", default=45, show_default=True)
+def main(checkpoint: Path, target: Path, windows: int) -> None:
     torch.set_num_threads(2)
-    network = load_checkpoint(arguments.checkpoint)
-    cases = scan_cases(None, PUBLIC_PATCH, arguments.windows, classes=len(AMOS_LABELS))
+    network = load_checkpoint(checkpoint)
+    cases = scan_cases(None, PUBLIC_PATCH, windows, classes=len(AMOS_LABELS))
+    stride = network.preset.strides[-1]
     by_head: dict[str, list[np.ndarray]] = {head: [] for head in HEADS}
     ceiling = []
     for case in track(cases, "windows"):
         for head, labels in head_labels(network, case).items():
             by_head[head].append(labels)
         assert case.truth is not None
-        ceiling.append(best_labels(case.truth, network.preset.strides[-1]))
+        ceiling.append(best_labels(case.truth, stride))
     results = {"ceiling of the final head": facts_of(score(cases, ceiling))}
     results |= {head: facts_of(score(cases, labels)) for head, labels in by_head.items()}
     facts = {
+        "date": date.today().isoformat(),
         "machine": machine("torch", "numpy"),
-        "checkpoint_sha256": sha256_of(arguments.checkpoint),
-        "windows": len(cases), "patch": PUBLIC_PATCH, "first_seed": VERIFICATION_SEEDS,
+        "checkpoint_sha256": sha256_of(checkpoint),
+        "windows": len(cases), "patch": PUBLIC_PATCH, "first_seed": VERIFICATION_SEEDS, "stride": stride,
         "final_of_ceiling": round(results["final"]["mean"] / results["ceiling of the final head"]["mean"], 4),
         "dice": results,
     }  # fmt: skip
-    write_json(arguments.json, facts)
+    write_json(target, facts)
     for name, one in results.items():
         print(f"{name:28} {one['mean']:.4f}", {key: round(value, 3) for key, value in one["organs"].items()})
 

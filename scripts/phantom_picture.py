@@ -8,10 +8,10 @@ Gaussian; only the slice that is drawn is kept. FP16 graphs run with every tenso
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 from pathlib import Path
 
+import click
 import numpy as np
 from rich.progress import track
 
@@ -29,6 +29,11 @@ def starts(side: int, window: int, overlap: float) -> list[int]:
         return [0]
     count = int(np.ceil((side - window) / (window * (1 - overlap)))) + 1
     return np.linspace(0, side - window, count).round().astype(int).tolist()
+
+
+def busiest_row(labels: np.ndarray) -> int:
+    """The coronal slice of a scan (D,H,W) that shows most classes."""
+    return int(np.argmax([np.unique(labels[:, row]).size for row in range(labels.shape[1])]))
 
 
 def slice_labels(runner: Runner, image: np.ndarray, row: int, how: Preprocessing) -> np.ndarray:
@@ -53,29 +58,26 @@ def _blending(side: int, how: Preprocessing) -> np.ndarray:
     return np.exp(-0.5 * away**2).astype(np.float32)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="an ONNX file that gives logits")
-    parser.add_argument("-o", dest="target", type=Path, required=True, help="the PNG file")
-    parser.add_argument("--seed", type=int, default=VERIFICATION_SEEDS, help="which phantom")
-    arguments = parser.parse_args()
-    artifact = read_onnx(arguments.model)
+@click.command(help=__doc__)
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.option("-o", "target", type=click.Path(path_type=Path), required=True, help="The PNG file.")
+@click.option("--seed", default=VERIFICATION_SEEDS, show_default=True, help="Which phantom.")
+def main(model: Path, target: Path, seed: int) -> None:
+    artifact = read_onnx(model)
     how = Preprocessing()
-    scan = next(phantoms(arguments.seed, how))
+    scan = next(phantoms(seed, how))
     assert scan.labels is not None
-    # The slice that shows most organs.
-    variety = [np.unique(scan.labels[:, row]).size for row in range(scan.labels.shape[1])]
-    row = int(np.argmax(variety))
+    row = busiest_row(scan.labels)
     with OnnxRuntimeRunner(artifact) as runner:
-        found = slice_labels(runner, scan.image, row, how)
+        found = upright(slice_labels(runner, scan.image, row, how))
     plane, truth = upright(scan.image[:, row]), upright(scan.labels[:, row])
     panels = [
-        Panel(f"phantom {arguments.seed}", grey(plane)),
+        Panel(f"phantom {seed}", grey(plane)),
         Panel("truth", coloured(plane, truth)),
-        Panel(f"the {artifact.precision} graph", coloured(plane, upright(found))),
+        Panel(f"the {artifact.precision.upper()} graph", coloured(plane, found)),
     ]
-    save_panels(panels, arguments.target, names=artifact.facts["labels"])
-    print(f"{arguments.target}: labels equal to the truth on {(upright(found) == truth).mean():.1%} of the slice")
+    save_panels(panels, target, names=artifact.facts["labels"])
+    print(f"{target}: labels equal to the truth on {(found == truth).mean():.1%} of the slice")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def page() -> str:
         "script. This page",
         "is made from them by `python scripts/render_measurements.py`. No file here is of a GPU: none was at hand.",
         "",
-        *_table(("file", "what", "script"), [(f"`{name}`", what, f"`{script}`") for name, what, script in _FILES]),
+        *table(("file", "what", "script"), [(f"`{name}`", what, f"`{script}`") for name, what, script in _FILES]),
         "",
         *memory_plans(_figures("memory_plans.json")),
         "",
@@ -66,7 +66,7 @@ def memory_plans(figures: dict[str, Any]) -> list[str]:
         "the peak that the authors",
         "of the network report for eager FP32 on an RTX 3060 (2025-09-30).",
         "",
-        *_table(("preset", "volumes", "batch", "weights", "activations", "together", "eager PyTorch FP32"), rows),
+        *table(("preset", "volumes", "batch", "weights", "activations", "together", "eager PyTorch FP32"), rows),
     ]
 
 
@@ -92,7 +92,7 @@ def cpu_speed(figures: dict[str, Any]) -> list[str]:
         "Peaks are of resident memory, of each runtime's own process: from its start to when it is ready, and from the "
         "first inference on.",
         "",
-        *_table(names, rows),
+        *table(names, rows),
     ]
 
 
@@ -118,7 +118,7 @@ def ablation(figures: dict[str, Any]) -> list[str]:
         f"48x96x96 on all cores (eager PyTorch: {figures['eager_seconds']:.2f} s), relative L2 against the eager "
         f"network there. {_where(figures)}.",
         "",
-        *_table(names, rows),
+        *table(names, rows),
     ]
 
 
@@ -142,7 +142,7 @@ def fp16_error(figures: dict[str, Any]) -> list[str]:
         "the same graph with that",
         "in FP16, too.",
         "",
-        *_table(("preset", "relative L2", "labels equal", "without: relative L2", "without: labels equal"), rows),
+        *table(("preset", "relative L2", "labels equal", "without: relative L2", "without: labels equal"), rows),
     ]
 
 
@@ -159,7 +159,7 @@ def _figures(name: str) -> dict[str, Any]:
     return figures
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
 
 

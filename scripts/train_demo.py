@@ -11,14 +11,15 @@ The same seed on the same machine and number of threads gives the same file.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -206,28 +207,29 @@ def keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", dest="target", type=Path, required=True, help="the safetensors file")
-    parser.add_argument("--log", type=Path, required=True, help="losses, settings and machine as JSON")
-    parser.add_argument("--steps", type=int, default=Training.steps)
-    parser.add_argument("--phantoms", type=int, default=Training.phantoms)
-    arguments = parser.parse_args()
+@click.command(help=__doc__)
+@click.option("-o", "target", type=click.Path(path_type=Path), required=True, help="The safetensors file.")
+@click.option("--log", type=click.Path(path_type=Path), required=True, help="Losses, settings and machine, as JSON.")
+@click.option("--steps", default=Training.steps, show_default=True)
+@click.option("--phantoms", default=Training.phantoms, show_default=True)
+def main(target: Path, log: Path, steps: int, phantoms: int) -> None:
     keep_memory()
-    config = Training(steps=arguments.steps, phantoms=arguments.phantoms)
+    config = Training(steps=steps, phantoms=phantoms)
     start = time.perf_counter()
     network, record = train(config, Preprocessing())
-    save(network, arguments.target)
+    save(network, target)
     facts = {
+        "date": date.today().isoformat(),
         "machine": machine("torch", "numpy"),
         "seconds": round(time.perf_counter() - start),
         "cpu_seconds": round(time.process_time()),
+        "bytes": target.stat().st_size,
         "training": asdict(config),
         "loss_weights": LOSS_WEIGHTS,
         "losses": record,
     }
-    write_json(arguments.log, facts)
-    print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB after {facts['seconds'] / 60:.0f} min")
+    write_json(log, facts)
+    print(f"{target}: {facts['bytes'] / 1e6:.1f} MB after {facts['seconds'] / 60:.0f} min")
 
 
 if __name__ == "__main__":

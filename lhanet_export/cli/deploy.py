@@ -13,6 +13,7 @@ from lhanet_export.cli.options import (
     json_option,
     labels_option,
     precision_option,
+    recipe_option,
     seed_option,
     spatial_option,
     target_option,
@@ -20,6 +21,7 @@ from lhanet_export.cli.options import (
 )
 from lhanet_export.cli.report import engine_rows, show_verification
 from lhanet_export.cli.show import Show
+from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import SpatialRange
 
 if TYPE_CHECKING:
@@ -34,28 +36,34 @@ if TYPE_CHECKING:
 @precision_option("fp16")
 @spatial_option("By default what the recipe of the card says.")
 @labels_option
+@recipe_option
 @seed_option
 @without_option
 @json_option
 def deploy(
     checkpoint: str, target: Path, gpu: str, backend: str, precision: str, spatial: SpatialRange | None,
-    labels: Path | None, seed: int, without: tuple[str, ...], show: Show,
+    labels: Path | None, precision_recipe: Path | None, seed: int, without: tuple[str, ...], show: Show,
 ) -> None:  # fmt: skip
     """Make an engine for a card out of CHECKPOINT, and prove that it is the network that was trained.
 
     CHECKPOINT is a file, demo for the trained network that comes with this package, or preset:NAME
     (lightweight, standard, high_capacity) for weights by rule.
     Every graph on the way is compared with the eager network; if one differs, nothing is written
-    and the exit code is 2. The engine itself is compared too where its GPU is at hand.
+    and the exit code is 2. Where FP16 does not pass, the nodes that have to stay FP32 are searched for.
+    The engine itself is compared too where its GPU is at hand.
     """
     from lhanet_export.deploy import DeployFailed
     from lhanet_export.deploy import deploy as run
     from lhanet_export.engine.recipes import recipe_named
+    from lhanet_export.precision.recipe import read_recipe
 
+    if precision_recipe is not None and precision != "fp16":
+        raise RefusedInput("--recipe belongs to --precision fp16")
+    kept = read_recipe(precision_recipe) if precision_recipe is not None else None
     try:
         result = run(
             checkpoint, target, recipe=recipe_named(gpu), backend=backend, precision=precision, spatial=spatial,
-            labels_file=labels, seed=seed, without=without, progress=show.progress,
+            labels_file=labels, seed=seed, without=without, precision_recipe=kept, progress=show.progress,
         )  # fmt: skip
     except DeployFailed as failure:
         for kind, verification in failure.verifications.items():
@@ -68,6 +76,8 @@ def deploy(
 def _say(result: Deployment, show: Show) -> None:
     for kind, verification in result.verifications.items():
         show_verification(show, kind, verification, result.manifest.labels)
+    if result.found_recipe:
+        show.line(f"FP16 needed a precision recipe; it was found and is in {result.found_recipe}")
     if result.fp16:
         show.table("FP16", result.fp16.rows())
     manifest = result.manifest.as_json()

@@ -12,6 +12,7 @@ from lhanet_export.cli.options import (
     json_option,
     precision_option,
     purpose_option,
+    recipe_option,
     spatial_option,
     target_option,
     without_option,
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 @precision_option("fp32")
 @spatial_option("By default 32 to 256 voxels a side.")
 @graph_options
+@recipe_option
 @purpose_option
 @without_option
 @json_option
 def onnx(
     checkpoint: str, target: Path, precision: str, spatial: SpatialRange | None, output: str, head: str,
-    batch: int | None, half_io: bool, labels: Path | None, purpose: str, without: tuple[str, ...], show: Show,
+    batch: int | None, half_io: bool, labels: Path | None, precision_recipe: Path | None, purpose: str,
+    without: tuple[str, ...], show: Show,
 ) -> None:  # fmt: skip
     """Export CHECKPOINT to an ONNX file with dynamic depth, height and width.
 
@@ -49,11 +52,15 @@ def onnx(
     from lhanet_export.inference.target import Target
     from lhanet_export.model.checkpoint import open_checkpoint
     from lhanet_export.precision.convert import fp16_from_fp32
+    from lhanet_export.precision.recipe import read_recipe
 
     if target.suffix != ".onnx":
         raise RefusedInput(f"{target} should end in .onnx: readers tell the format by it")
     if half_io and precision != "fp16":
         raise RefusedInput("--half-io belongs to --precision fp16")
+    if precision_recipe is not None and precision != "fp16":
+        raise RefusedInput("--recipe belongs to --precision fp16")
+    kept = read_recipe(precision_recipe) if precision_recipe is not None else None
     with show.progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
     options = ExportOptions(
@@ -66,7 +73,7 @@ def onnx(
     else:
         with scratch_folder(target.parent) as folder:
             whole = onnx_from_network(network, identity.as_json(), folder / "fp32.onnx", options, show.progress)
-            artifact, report = fp16_from_fp32(whole, target, half_io=half_io, progress=show.progress)
+            artifact, report = fp16_from_fp32(whole, target, half_io=half_io, recipe=kept, progress=show.progress)
     _say(artifact, report, show)
 
 

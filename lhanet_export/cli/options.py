@@ -208,10 +208,20 @@ def labels_option(function: F) -> F:
 
 
 def data_option(function: F) -> F:
-    """`--data DIR` as `data: Path | None`: a folder of NIfTI volumes."""
+    """`--data DIR` as `data: Path | None`, a folder of NIfTI volumes, and `--assume-hu` as `assume_hu: bool`."""
     path = click.Path(exists=True, file_okay=False, path_type=Path)
     text = "CT volumes (.nii, .nii.gz): images in DIR, or in DIR/images with DIR/labels beside. Default: synthetic CT."
+    function = click.option(
+        "--assume-hu", is_flag=True, help="Take the volumes' values for HU even if they do not look like it."
+    )(function)
     return click.option("--data", type=path, metavar="DIR", help=text)(function)
+
+
+def recipe_option(function: F) -> F:
+    """`--recipe FILE` as `precision_recipe: Path | None`: nodes that FP16 leaves in FP32."""
+    path = click.Path(exists=True, dir_okay=False, path_type=Path)
+    text = "With fp16: a precision recipe, nodes that stay FP32; lhanet-export search finds one."
+    return click.option("--recipe", "precision_recipe", type=path, metavar="FILE", help=text)(function)
 
 
 def seed_option(function: F) -> F:

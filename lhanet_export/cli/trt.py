@@ -13,11 +13,13 @@ from lhanet_export.cli.options import (
     file_argument,
     gpu_option,
     json_option,
+    recipe_option,
     spatial_option,
     target_option,
 )
 from lhanet_export.cli.report import engine_rows
 from lhanet_export.cli.show import Show
+from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import SpatialRange
 
 
@@ -25,6 +27,7 @@ from lhanet_export.shapes import SpatialRange
 @file_argument("model")
 @target_option("The engine; its manifest is written beside it.")
 @click.option("--fp16", is_flag=True, help="Convert an FP32 graph to FP16 first, as onnx --precision fp16 does.")
+@recipe_option
 @gpu_option
 @backend_option
 @spatial_option("By default the sizes of the card's recipe, as far as the graph serves them.")
@@ -34,8 +37,8 @@ from lhanet_export.shapes import SpatialRange
 )  # fmt: skip
 @json_option
 def trt(
-    model: Path, target: Path, fp16: bool, gpu: str, backend: str, spatial: SpatialRange | None,
-    batch: tuple[int, int, int] | None, show: Show,
+    model: Path, target: Path, fp16: bool, precision_recipe: Path | None, gpu: str, backend: str,
+    spatial: SpatialRange | None, batch: tuple[int, int, int] | None, show: Show,
 ) -> None:  # fmt: skip
     """Build an engine from MODEL, an ONNX file of this toolkit.
 
@@ -50,14 +53,18 @@ def trt(
     from lhanet_export.export.artifact import read_onnx
     from lhanet_export.files import scratch_folder
     from lhanet_export.precision.convert import fp16_from_fp32
+    from lhanet_export.precision.recipe import read_recipe
 
     recipe = recipe_named(gpu)
     artifact = read_onnx(model)
+    if precision_recipe is not None and not (fp16 and artifact.precision == "fp32"):
+        raise RefusedInput("--recipe belongs to --fp16 and an FP32 graph")
+    kept = read_recipe(precision_recipe) if precision_recipe is not None else None
     with scratch_folder(target.parent) as folder:
         report = None
         if fp16 and artifact.precision == "fp32":
             show.line(f"{model} is an FP32 graph: converting it to FP16 first")
-            artifact, report = fp16_from_fp32(artifact, folder / "fp16.onnx", progress=show.progress)
+            artifact, report = fp16_from_fp32(artifact, folder / "fp16.onnx", recipe=kept, progress=show.progress)
         facts = artifact.as_json()
         plan = plan_engine(artifact.path, facts, recipe=recipe, backend=backend, spatial=spatial, batch=batch)
         built = engine_from_onnx(plan, folder, progress=show.progress)

@@ -37,8 +37,8 @@ from lhanet_export.shapes import Shape
 @seed_option
 @json_option
 def verify(
-    model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str, data: Path | None, windows: int, seed: int,
-    show: Show,
+    model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str, data: Path | None, assume_hu: bool,
+    windows: int, seed: int, show: Show,
 ) -> None:  # fmt: skip
     """Compare MODEL, an ONNX file or an engine, with the eager PyTorch network of CHECKPOINT.
 
@@ -60,7 +60,7 @@ def verify(
     check_shapes(list(shapes), opened.spatial)
     cases = comparison_cases(
         opened.spatial, len(opened.labels), precision=opened.precision, shapes=shapes, batch=opened.batch, data=data,
-        windows=windows, seed=seed, progress=show.progress,
+        assume_hu=assume_hu, windows=windows, seed=seed, progress=show.progress,
     )  # fmt: skip
     with show.progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)

@@ -15,7 +15,7 @@ from lhanet_export.strict import Node
 
 #: The one input of every graph of this toolkit.
 INPUT_NAME = "image"
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 _LARGEST_BATCH = 1024
 
 Batch = tuple[int, int, int]

@@ -11,15 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lhanet_export.engine.backends import BACKENDS
 from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import SpatialRange
 from lhanet_export.strict import Node
+from lhanet_export.strict_yaml import parse_yaml, read_yaml
 
 _PACKAGE = "lhanet_export.recipes"
-_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +51,17 @@ def recipe_named(name: str) -> Recipe:
     """The recipe of a name from `recipe_names`, or of a path to a YAML file; anything else raises `RefusedInput`."""
     if name in recipe_names():
         file = resources.files(_PACKAGE) / f"{name}.yaml"
-        return _recipe_from_yaml(file.read_bytes(), f"{name}.yaml", name)
+        return _recipe_from_document(parse_yaml(file.read_bytes(), file.name), file.name, name)
     if not name.endswith((".yaml", ".yml")):
         raise RefusedInput(
             f"there is no recipe '{name}'; choose one of {', '.join(recipe_names())}, or name a YAML file of your own"
         )
     path = Path(name)
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(_LIMIT_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise RefusedInput(f"cannot read the recipe {path}: {error}") from error
-    return _recipe_from_yaml(raw, str(path), path.stem)
+    return _recipe_from_document(read_yaml(path), str(path), path.stem)
 
 
-def _recipe_from_yaml(raw: bytes, source: str, file_name: str) -> Recipe:
-    if len(raw) > _LIMIT_BYTES:
-        raise RefusedInput(f"{source} is larger than {_LIMIT_BYTES} bytes; this is no recipe")
-    document = Node(_strict_yaml(raw, source), source).object()
+def _recipe_from_document(values: Any, source: str, file_name: str) -> Recipe:
+    document = Node(values, source).object()
     recipe = Recipe(
         name=document.take("name").identifier(),
         title=document.take("title").text(),
@@ -86,34 +77,3 @@ def _recipe_from_yaml(raw: bytes, source: str, file_name: str) -> Recipe:
         if len(set(repeated)) != len(repeated):
             raise RefusedInput(f"{source}: {', '.join(repeated)} names something twice")
     return recipe
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without what a recipe has no use for: aliases, which can grow without bound, and keys that occur twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.YAMLError(f"key {key!r} is not a text")
-            if key in keys:
-                raise yaml.YAMLError(f"key '{key}' occurs twice")
-            keys.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _strict_yaml(raw: bytes, source: str) -> Any:
-    try:
-        loader = _StrictLoader(raw.decode("utf-8"))
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise RefusedInput(f"{source} is not a valid recipe: {' '.join(str(error).split())[:300]}") from error

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 METADATA_KEY = "lhanet_export"
 SCHEMA = 1
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 #: Operator sets that TensorRT 10, 11 and TensorRT-RTX read, from the one with reduction axes as inputs.
 OPSETS = (18, 20)
 #: Above this much weight data the weights get a file of their own: it can be mapped instead of parsed, and a
@@ -35,8 +35,9 @@ OPSETS = (18, 20)
 INLINE_LIMIT_BYTES = 256 << 20
 #: Every operator that an exported graph of this network may hold; a foreign graph is refused before it is built.
 KNOWN_OPERATORS = frozenset(
-    """Abs Add And ArgMax Cast Clip Concat Conv Div Equal Floor Gather Identity MatMul MaxPool Min Mul Range ReduceMax
-    ReduceMean Relu Reshape Shape Sigmoid Slice Softmax Sub Transpose Unsqueeze""".split()
+    """Abs Add And ArgMax Cast Clip Concat Conv DequantizeLinear Div Equal Floor Gather Identity MatMul MaxPool Min Mul
+    QuantizeLinear Range ReduceMax ReduceMean Relu Reshape Shape Sigmoid Slice Softmax Sub Transpose
+    Unsqueeze""".split()
 )
 
 
@@ -56,7 +57,7 @@ class OnnxArtifact:
 
     @property
     def precision(self) -> str:
-        """`fp32` or `fp16`."""
+        """`fp32`, `fp16` or `int8`."""
         return str(self.facts["precision"])
 
     def check_size(self, shape: Shape) -> None:

@@ -32,7 +32,7 @@ from onnx.reference import ReferenceEvaluator
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import KNOWN_OPERATORS, read_graph_and_facts
 from lhanet_export.inference.target import Target
-from lhanet_export.model.pmsa import SCALES
+from lhanet_export.model.presets import SCALES
 from lhanet_export.shapes import Shape, SpatialRange, TensorSizes, format_shape
 from lhanet_export.strict import Node
 

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lhanet_export.model.backbone import conv_norm_relu
+from lhanet_export.model.presets import SCALES
 from lhanet_export.model.resize import LAST_AXIS_FIRST, resize_by_scale, resize_to_size
-
-#: (scale, side of the organ kernel): small organs see 3 voxels, medium ones 5, large ones 7.
-SCALES = (
-    (Fraction(1, 2), 3),
-    (Fraction(3, 4), 3),
-    (Fraction(1), 5),
-    (Fraction(5, 4), 5),
-    (Fraction(3, 2), 7),
-)
 
 
 class PooledAttention(nn.Module):

@@ -1,9 +1,19 @@
-"""The three published shapes of LHA-Net as data."""
+"""The three published shapes of LHA-Net as data, and what they have in common."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from lhanet_export.errors import RefusedInput
+
+#: (scale, side of the organ kernel): small organs see 3 voxels, medium ones 5, large ones 7.
+SCALES = (
+    (Fraction(1, 2), 3),
+    (Fraction(3, 4), 3),
+    (Fraction(1), 5),
+    (Fraction(5, 4), 5),
+    (Fraction(3, 2), 7),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

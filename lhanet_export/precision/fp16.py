@@ -15,18 +15,23 @@ Everything runs in FP16 but for a few islands, each with its reason:
   stay FP16: they are most of its memory, and the sums that they add to stay FP32.
   docs/measurements/ has what it costs and what it is worth.
 - Graph inputs and outputs, unless asked otherwise: applications hand over FP32 volumes.
+- What a precision recipe names (`precision.recipe`): found by search, where a network needs more than this rule.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+
+from lhanet_export.errors import RefusedInput
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 #: From here on FP16 rounds to infinity: half a step above its largest number, 65,504.
@@ -104,19 +109,22 @@ class Fp16Report:
         return tuple(loss for loss in self.weight_losses if loss.overflowing)
 
 
-def convert_to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
+def convert_to_fp16(
+    model: ir.Model, *, half_io: bool = False, keep: Mapping[str, str] = MappingProxyType({})
+) -> Fp16Report:
     """Turn an FP32 graph into a strongly typed FP16 one, in place.
 
-    `half_io` makes the volume (N,1,D,H,W) and floating outputs FP16 too. The result holds every weight
-    in one type only, unless an FP32 and an FP16 node share it.
+    `half_io` makes the volume (N,1,D,H,W) and floating outputs FP16 too. `keep` gives names of nodes that stay
+    FP32 beyond the rule, with their reasons; `RefusedInput` for a name that no node on image data has. The
+    result holds every weight in one type only, unless an FP32 and an FP16 node share it.
     """
     ShapeInferencePass()(model)
     graph = model.graph
     if half_io:
         for value in graph.inputs:
             value.dtype = HALF
-    image_nodes = _nodes_on_image_data(graph)
-    reasons = _reasons_for_float(graph, image_nodes)
+    image_nodes = nodes_on_image_data(graph)
+    reasons = {**_reasons_to_keep(image_nodes, keep), **_reasons_for_float(graph, image_nodes)}
     caster = _Caster(graph)
     half_nodes = 0
     for node in list(graph):
@@ -137,7 +145,7 @@ def convert_to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
     return Fp16Report(half_nodes=half_nodes, float_nodes=names, weight_losses=losses)
 
 
-def _nodes_on_image_data(graph: ir.Graph) -> set[ir.Node]:
+def nodes_on_image_data(graph: ir.Graph) -> set[ir.Node]:
     """Nodes that read image data; a shape is not image data, and nothing that is computed from shapes only."""
     data = set(graph.inputs)
     nodes = set()
@@ -146,6 +154,17 @@ def _nodes_on_image_data(graph: ir.Graph) -> set[ir.Node]:
             nodes.add(node)
             data.update(node.outputs)
     return nodes
+
+
+def _reasons_to_keep(image_nodes: set[ir.Node], keep: Mapping[str, str]) -> dict[ir.Node, str]:
+    named = {node.name: node for node in image_nodes}
+    missing = [name for name in keep if name not in named]
+    if missing:
+        raise RefusedInput(
+            f"{len(missing)} nodes that should stay FP32 are not in the graph, or do not depend on the image: "
+            f"{', '.join(missing[:4])}. The recipe is for another network, or for another way to export it"
+        )
+    return {named[name]: reason for name, reason in keep.items()}
 
 
 def _reasons_for_float(graph: ir.Graph, image_nodes: set[ir.Node]) -> dict[ir.Node, str]:

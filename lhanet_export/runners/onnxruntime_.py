@@ -64,7 +64,10 @@ class OnnxRuntimeRunner:
         """The graph with its rounding written out, as a file: with large weights it is too large for one message."""
         model = ir.load(self._artifact.path)
         if not is_half(model):
-            raise RefusedInput(f"{self._artifact.path} says it is {self._artifact.precision}, but computes nothing in FP16; export it again")
+            raise RefusedInput(
+                f"{self._artifact.path} says it is {self._artifact.precision}, but computes nothing in FP16; "
+                "export it again"
+            )
         path = folder / "rounding.onnx"
         ir.save(with_rounding(model), path, external_data=external_data_of(path).name)
         return path

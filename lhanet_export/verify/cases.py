@@ -21,6 +21,7 @@ def comparison_cases(
     shapes: Sequence[Shape] = (),
     batch: int | None = 1,
     data: Path | None = None,
+    assume_hu: bool = False,
     windows: int = DEFAULT_WINDOWS,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -40,8 +41,8 @@ def comparison_cases(
 
     def scans(shape: Shape, count: int, first_seed: int) -> list[ScanCase]:
         return scan_cases(
-            data, shape, -(-count // (batch or 1)), classes=classes, batch=batch or 1, first_seed=first_seed,
-            progress=progress,
+            data, shape, -(-count // (batch or 1)), classes=classes, batch=batch or 1, assume_hu=assume_hu,
+            first_seed=first_seed, progress=progress,
         )  # fmt: skip
 
     first_seed = VERIFICATION_SEEDS + 100 * seed

@@ -67,6 +67,7 @@ def scan_cases(
     *,
     classes: int,
     batch: int = 1,
+    assume_hu: bool = False,
     first_seed: int = VERIFICATION_SEEDS,
     how: Preprocessing | None = None,
     progress: Progress = SILENT,
@@ -75,12 +76,13 @@ def scan_cases(
 
     Where labels are known the windows go from organ to organ, so that a few of them show all; otherwise
     they spread over the scan. The same arguments give the same windows. A scan that is not usable, or labels
-    beyond the network's `classes`, raise `RefusedInput` with the name of the file.
+    beyond the network's `classes`, raise `RefusedInput` with the name of the file; `assume_hu` takes scans whose
+    values do not look like HU.
     """
     how = how or Preprocessing()
     windows: list[tuple[str, np.ndarray, np.ndarray | None]] = []
     wanted = count * batch
-    scans = phantoms(first_seed, how) if data is None else _repeated(data, how, classes)
+    scans = phantoms(first_seed, how) if data is None else _repeated(data, how, classes, assume_hu)
     with progress.step("scans to compare on" if data else "phantoms to compare on", total=wanted) as advance:
         while len(windows) < wanted:
             scan = next(scans)
@@ -111,10 +113,10 @@ def phantoms(first_seed: int, how: Preprocessing) -> Iterator[Prepared]:
         seed += 1
 
 
-def scans_of(data: Path, how: Preprocessing, classes: int) -> Iterator[Prepared]:
+def scans_of(data: Path, how: Preprocessing, classes: int, assume_hu: bool = False) -> Iterator[Prepared]:
     """Every scan of a folder once, preprocessed; `RefusedInput` names the first that is not usable."""
     for entry in entries_in(data):
-        scan = read_scan(entry.image)
+        scan = read_scan(entry.image, assume_hu=assume_hu)
         labels = None
         if entry.labels is not None:
             labels = resample_labels(read_label_map(entry.labels, scan), scan.spacing_mm, how)
@@ -130,9 +132,9 @@ def scans_of(data: Path, how: Preprocessing, classes: int) -> Iterator[Prepared]
         yield Prepared(name=entry.image.name, image=image, labels=labels)
 
 
-def _repeated(data: Path, how: Preprocessing, classes: int) -> Iterator[Prepared]:
+def _repeated(data: Path, how: Preprocessing, classes: int, assume_hu: bool) -> Iterator[Prepared]:
     while True:
-        yield from scans_of(data, how, classes)
+        yield from scans_of(data, how, classes, assume_hu)
 
 
 def _window(scan: Prepared, shape: Shape, index: int) -> tuple[str, np.ndarray, np.ndarray | None]:

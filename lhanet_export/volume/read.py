@@ -257,5 +257,5 @@ def _check_hounsfield(path: Path, hu: np.ndarray) -> None:
         return
     raise RefusedInput(
         f"{path} does not look like CT in HU: values from {low:g} to {high:g}, {reason}; "
-        "convert it (often by subtracting 1024), or assume HU if you know that it is"
+        "convert it (often by subtracting 1024), or say --assume-hu if you know that it is"
     )

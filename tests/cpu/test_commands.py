@@ -11,11 +11,12 @@ import torch
 
 from lhanet_export.cli.main import run
 from lhanet_export.engine.gpu import find_gpus
-from lhanet_export.export.artifact import OnnxArtifact
+from lhanet_export.export.artifact import OnnxArtifact, read_onnx
 from lhanet_export.files import sha256_of, sidecar_of
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.rule import rule_network
 from lhanet_export.patches import ExportedPatches, Planned
+from lhanet_export.precision.recipe import read_recipe
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for line in README.splitlines() if line.startswith("lhanet-export ")]
@@ -70,17 +71,31 @@ def _saved(network: LHANet, path: Path) -> Path:
     return path
 
 
-def test_deploy_of_an_fp16_overflow_leaves_nothing(
+def test_deploy_finds_what_has_to_stay_fp32(
     overflowing_network: LHANet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = _saved(overflowing_network, tmp_path / "overflow.pth")
-    report = tmp_path / "report.json"
-    assert run(["deploy", str(checkpoint), "-o", str(tmp_path / "build"), "--json", str(report)]) == 2
-    assert not (tmp_path / "build").exists()
+    build, report = tmp_path / "build", tmp_path / "report.json"
+    sizes = "32x64x64:32x64x64:32x64x64"
+    assert run(["deploy", str(checkpoint), "-o", str(build), "--spatial", sizes, "--json", str(report)]) == 0
+
     facts = json.loads(report.read_text())
-    assert not facts["passed"] and facts["verifications"]["fp32"]["passed"]
-    assert facts["verifications"]["fp16"]["cases"][0]["nonfinite"] > 0
-    assert "fp16 did not pass, so nothing was written" in capsys.readouterr().err
+    recipe = build / "lhanet.rtx3060.fp16.recipe.yaml"
+    assert facts["passed"] and facts["found_recipe"] == str(recipe)
+    kept = [node.name for node in read_recipe(recipe).keep]
+    assert len(kept) == 3 and all("scale_attentions.1" in name for name in kept)
+    graph = read_onnx(build / "lhanet.rtx3060.fp16.onnx")
+    assert graph.facts["precision_recipe"]["keep"] == kept
+    assert "precision recipe" in capsys.readouterr().out
+
+    # The recipe that was found makes the same graph again, without a search; without it the graph overflows.
+    whole, again, plain = (tmp_path / f"{name}.onnx" for name in ("whole", "again", "plain"))
+    assert run(["onnx", str(checkpoint), "-o", str(again), "--precision", "fp16", "--recipe", str(recipe)]) == 0
+    assert run(["verify", str(again), "--checkpoint", str(checkpoint), "--shape", "32x48x48"]) == 0
+    assert run(["onnx", str(checkpoint), "-o", str(plain), "--precision", "fp16"]) == 0
+    assert run(["verify", str(plain), "--checkpoint", str(checkpoint), "--shape", "32x48x48"]) == 2
+    assert run(["onnx", str(checkpoint), "-o", str(whole), "--recipe", str(recipe)]) == 2
+    assert "--recipe belongs to --precision fp16" in capsys.readouterr().err
 
 
 def test_deploy_of_untrained_weights_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
