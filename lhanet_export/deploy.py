@@ -15,7 +15,7 @@ from lhanet_export.engine.build import check_machine, engine_from_onnx
 from lhanet_export.engine.manifest import Manifest, manifest_of, publish_engine
 from lhanet_export.engine.plan import EnginePlan, check_backend, plan_engine
 from lhanet_export.engine.recipes import Recipe
-from lhanet_export.errors import GateFailed
+from lhanet_export.errors import GateFailed, RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.export.onnx_from_network import ExportOptions, default_range, onnx_from_network
 from lhanet_export.files import scratch_folder, staging_folder
@@ -23,9 +23,11 @@ from lhanet_export.inference.target import Target
 from lhanet_export.model.checkpoint import CheckpointIdentity, open_checkpoint
 from lhanet_export.precision.convert import WeightsBeyondRange, fp16_from_fp32
 from lhanet_export.precision.fp16 import Fp16Report
+from lhanet_export.precision.int8 import Int8Report
 from lhanet_export.precision.recipe import PrecisionRecipe, write_recipe
 from lhanet_export.precision.search import SearchResult, search_fp16
 from lhanet_export.progress import SILENT, Progress
+from lhanet_export.quantize import NOT_FOR_INT8, int8_from_scans
 from lhanet_export.runners.base import Runner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.runners.opening import engine_runner_here, reference_runner
@@ -51,6 +53,7 @@ class Deployment:
     fp16: Fp16Report | None
     #: The file of the precision recipe that FP16 needed, if it was searched for.
     found_recipe: Path | None
+    int8: Int8Report | None
 
     def as_json(self) -> dict[str, Any]:
         """The deployment as `deploy --json` writes it."""
@@ -60,6 +63,7 @@ class Deployment:
             "engine": str(self.engine),
             "manifest": self.manifest.as_json(),
             "fp16": self.fp16.as_json() if self.fp16 else None,
+            "int8": self.int8.as_json() if self.int8 else None,
             "found_recipe": str(self.found_recipe) if self.found_recipe else None,
         }
 
@@ -85,17 +89,24 @@ def deploy(
     seed: int = 0,
     without: tuple[str, ...] = (),
     precision_recipe: PrecisionRecipe | None = None,
+    calibration: Path | None = None,
+    data: Path | None = None,
+    assume_hu: bool = False,
     progress: Progress = SILENT,
 ) -> Deployment:
     """Make ONNX files, engine and manifest of a checkpoint in `folder`, each compared with the eager network.
 
-    Without `spatial` the engine serves the recipe's sizes. `seed` chooses the volumes to compare on;
-    `without` names rewrites of the network to leave out. Where FP16 does not pass, the nodes that have to stay FP32
-    are searched for, and the recipe is written beside the rest; `precision_recipe` is one from before.
+    Without `spatial` the engine serves the recipe's sizes. `seed` chooses the volumes to compare on; `without`
+    names rewrites of the network to leave out. Graphs are compared on the scans in `data`, too, or on phantoms
+    (`verify.cases`). Where FP16 does not pass, the nodes that have to stay FP32 are searched for, and the recipe is
+    written beside the rest; `precision_recipe` is one from before. INT8 has its scales from the scans in the folder
+    `calibration`.
     `DeployFailed` when a comparison fails; then, as after any other error, nothing in `folder` has changed.
     """
     check_backend(recipe, backend)
     check_machine(backend)
+    if precision == "int8" and calibration is None:
+        raise RefusedInput("INT8 needs scans for its scales; name a folder of them with --calibration")
     with progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
     sizes = spatial or recipe.spatial.within(default_range(network))
@@ -104,9 +115,14 @@ def deploy(
     # Files of one card belong together: sizes and class names may be others for the next card.
     stem = f"lhanet.{recipe.name}"
     with staging_folder(folder) as staging:
+        if precision == "int8":
+            without = tuple({*without, NOT_FOR_INT8})
         options = ExportOptions(target=Target(), spatial=sizes, labels=labels, without=without)
         artifact = onnx_from_network(network, identity.as_json(), staging / f"{stem}.fp32.onnx", options, progress)
-        cases = comparison_cases(sizes, network.num_classes, seed=seed, progress=progress)
+        cases = comparison_cases(
+            sizes, network.num_classes, precision=precision, data=data, assume_hu=assume_hu, seed=seed,
+            progress=progress,
+        )  # fmt: skip
         reference = reference_for(reference_runner(network, Target()), cases, progress)
         # The comparisons and the build need the memory that the eager network holds.
         del network
@@ -117,6 +133,14 @@ def deploy(
         if precision == "fp16":
             artifact, report = _half(artifact, staging / f"{stem}.fp16.onnx", proof, precision_recipe, found_recipe)
             artifacts["fp16"] = artifact
+        int8_report = None
+        if precision == "int8" and calibration is not None:
+            quantized = int8_from_scans(
+                artifact, staging / f"{stem}.int8.onnx", calibration, assume_hu=assume_hu, progress=progress
+            )
+            artifacts["int8"] = artifact = quantized.artifact
+            int8_report = quantized.report
+            proof.require("int8", OnnxRuntimeRunner(artifact), "int8")
         engine = staging / f"{stem}.{precision}.engine"
         plan = plan_engine(artifact.path, artifact.as_json(), recipe=recipe, backend=backend, spatial=sizes)
         manifest = _build(plan, artifact, engine, proof)
@@ -128,6 +152,7 @@ def deploy(
         manifest=manifest,
         verifications=proof.verifications,
         fp16=report,
+        int8=int8_report,
         found_recipe=folder / found_recipe.name if searched else None,
     )
 

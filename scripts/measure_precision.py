@@ -58,6 +58,17 @@ def make_graphs(folder: Path) -> dict[str, Path]:
     return paths
 
 
+def calibration_facts(found: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of `calibrate --json`."""
+    chosen, report = found["trials"][found["chosen"]], found["report"]
+    return {
+        "method": f"{chosen['method']} (weights: {chosen['clip']})",
+        "trials": found["trials"],
+        "share_of_multiply_adds": report["share_of_multiply_adds"],
+        "layers": [{**layer, "sensitivity": found["sensitivity"][layer["name"]]} for layer in report["layers"]],
+    }
+
+
 def draw_slices(paths: dict[str, Path], target: Path) -> None:
     """One phantom's slice with the truth, the three segmentations, and where INT8 differs from FP32."""
     how = Preprocessing()
@@ -87,7 +98,8 @@ def draw_dice(precisions: dict[str, Any], target: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 4.2))
     places = np.arange(len(organs))
     for offset, precision in enumerate(PRECISIONS):
-        heights = [one["candidate_to_truth"] for one in precisions[precision]["organs"]]
+        found = {one["index"]: one["candidate_to_truth"] for one in precisions[precision]["organs"]}
+        heights = [found.get(one["index"], 0.0) for one in organs]
         axes.bar(places + 0.27 * (offset - 1), heights, 0.25, label=precision.upper())
     axes.set_xticks(places, [AMOS_LABELS[one["index"]] for one in organs], rotation=40, ha="right")
     axes.set_ylabel("Dice to the truth")
@@ -122,7 +134,7 @@ def main(windows: int) -> None:
                 "tolerance": verification["tolerance"],
                 **verification["organs"],
             }
-        facts["calibration"] = read_json(folder / "int8.json")
+        facts["calibration"] = calibration_facts(read_json(folder / "int8.json"))
         draw_slices(paths, PICTURES / "precision-slices.png")
     draw_dice(facts, PICTURES / "precision-dice.svg")
     write_json(FIGURES, facts)

@@ -98,12 +98,14 @@ def precision_page() -> str:
     """What FP16 and INT8 cost, organ by organ."""
     figures = _figures("precision.json")
     calibration = figures["calibration"]
-    scores = {precision: figures[precision]["organs"] for precision in ("fp32", "fp16", "int8")}
+    scores = {
+        precision: {one["index"]: one for one in figures[precision]["organs"]} for precision in ("fp32", "fp16", "int8")
+    }
     rows = []
-    for place, one in enumerate(scores["fp32"]):
-        truths = [f"{scores[precision][place]['candidate_to_truth']:.4f}" for precision in scores]
-        equal = [f"{scores[precision][place]['dice']:.4f}" for precision in ("fp16", "int8")]
-        rows.append((AMOS_LABELS[one["index"]], f"{one['reference_to_truth']:.4f}", *truths, *equal))
+    for index, one in scores["fp32"].items():
+        truths = [_number(scores[precision].get(index, {}).get("candidate_to_truth")) for precision in scores]
+        equal = [_number(scores[precision].get(index, {}).get("dice")) for precision in ("fp16", "int8")]
+        rows.append((AMOS_LABELS[index], _number(one["reference_to_truth"]), *truths, *equal))
     network = figures["fp32"]["reference_to_truth"]
     truths = [f"**{network - figures[precision]['loss']:.4f}**" for precision in scores]
     equal = [f"**{figures[precision]['mean_dice']:.4f}**" for precision in ("fp16", "int8")]
@@ -115,9 +117,14 @@ def precision_page() -> str:
         )
         for precision, facts in ((precision, figures[precision]) for precision in scores)
     ]  # fmt: skip
-    layers = sorted(calibration["layers"], key=lambda layer: -layer["sensitivity"])[:SHOWN_LAYERS]
+    layers = sorted(calibration["layers"], key=lambda layer: -layer["sensitivity"]["relative_l2"])[:SHOWN_LAYERS]
     costs = [
-        (layer["name"], f"{layer['sensitivity']:.1e}", f"{layer['clipped']:.2%}", f"{layer['weight_noise']:.1e}")
+        (
+            layer["name"],
+            f"{layer['sensitivity']['relative_l2']:.1e}",
+            f"{layer['clipped']:.2%}",
+            f"{layer['weight_noise']:.1e}",
+        )
         for layer in layers
     ]
     return "\n".join([
@@ -155,6 +162,10 @@ def precision_page() -> str:
         *table(("layer", "error of the logits", "clipped", "weight noise"), costs),
         "",
     ])  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _verdict(reached: float, goal: float) -> str:

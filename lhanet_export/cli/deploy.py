@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from lhanet_export.cli.options import (
     backend_option,
     checkpoint_argument,
     command,
+    data_option,
     gpu_option,
     json_option,
     labels_option,
@@ -33,16 +36,22 @@ if TYPE_CHECKING:
 @target_option("Folder for the ONNX files, the engine and its manifest.", folder=True)
 @gpu_option
 @backend_option
-@precision_option("fp16")
+@precision_option("fp16", "int8")
 @spatial_option("By default what the recipe of the card says.")
 @labels_option
 @recipe_option
+@click.option(
+    "--calibration", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+    help="With int8: CT volumes that its scales are measured on. Take others than those of --data.",
+)  # fmt: skip
+@data_option
 @seed_option
 @without_option
 @json_option
 def deploy(
     checkpoint: str, target: Path, gpu: str, backend: str, precision: str, spatial: SpatialRange | None,
-    labels: Path | None, precision_recipe: Path | None, seed: int, without: tuple[str, ...], show: Show,
+    labels: Path | None, precision_recipe: Path | None, calibration: Path | None,
+    data: Path | None, assume_hu: bool, seed: int, without: tuple[str, ...], show: Show,
 ) -> None:  # fmt: skip
     """Make an engine for a card out of CHECKPOINT, and prove that it is the network that was trained.
 
@@ -57,13 +66,16 @@ def deploy(
     from lhanet_export.engine.recipes import recipe_named
     from lhanet_export.precision.recipe import read_recipe
 
+    if calibration is not None and precision != "int8":
+        raise RefusedInput("--calibration belongs to --precision int8")
     if precision_recipe is not None and precision != "fp16":
         raise RefusedInput("--recipe belongs to --precision fp16")
     kept = read_recipe(precision_recipe) if precision_recipe is not None else None
     try:
         result = run(
             checkpoint, target, recipe=recipe_named(gpu), backend=backend, precision=precision, spatial=spatial,
-            labels_file=labels, seed=seed, without=without, precision_recipe=kept, progress=show.progress,
+            labels_file=labels, seed=seed, without=without, precision_recipe=kept, calibration=calibration,
+            data=data, assume_hu=assume_hu, progress=show.progress,
         )  # fmt: skip
     except DeployFailed as failure:
         for kind, verification in failure.verifications.items():
@@ -78,6 +90,8 @@ def _say(result: Deployment, show: Show) -> None:
         show_verification(show, kind, verification, result.manifest.labels)
     if result.found_recipe:
         show.line(f"FP16 needed a precision recipe; it was found and is in {result.found_recipe}")
+    if result.int8:
+        show.table("INT8", result.int8.rows())
     if result.fp16:
         show.table("FP16", result.fp16.rows())
     manifest = result.manifest.as_json()

@@ -176,10 +176,10 @@ def shape_option(text: str) -> Decorator[Any]:
     return click.option("--shape", "shapes", multiple=True, type=ShapeType(), metavar="DxHxW", help=help_text)
 
 
-def precision_option(default: str) -> Decorator[Any]:
-    """`--precision fp32|fp16` as `precision: str`."""
+def precision_option(default: str, *more: str) -> Decorator[Any]:
+    """`--precision fp32|fp16` as `precision: str`, with `more` to choose from."""
     return click.option(
-        "--precision", type=click.Choice(PRECISIONS), default=default, show_default=True,
+        "--precision", type=click.Choice((*PRECISIONS, *more)), default=default, show_default=True,
         help="Number format of the network's arithmetic.",
     )  # fmt: skip
 

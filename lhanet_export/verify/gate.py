@@ -239,10 +239,10 @@ def _organ_failures(organs: Organs | None, tolerance: Tolerance) -> list[str]:
         return []
     failures = []
     if not organs.mean_dice >= tolerance.mean_dice:
-        worst = min(organs.scores, key=lambda score: score.dice)
+        worst = f"; the worst is class {organs.worst.index} with {organs.worst.dice:.4f}" if organs.worst else ""
         failures.append(
             f"over all scans the organs' mean Dice to the reference is {organs.mean_dice:.5f}, needed "
-            f"{tolerance.mean_dice}; the worst is class {worst.index} with {worst.dice:.4f}"
+            f"{tolerance.mean_dice}{worst}"
         )
     if not organs.label_agreement >= tolerance.scan_agreement:
         failures.append(

@@ -15,7 +15,7 @@ import numpy as np
 from lhanet_export.verify.inputs import Case
 
 #: A reference whose organs' mean Dice to the truth is below this does not know them, and has nothing to lose.
-KNOWS_ORGANS = 0.5
+KNOWS_ORGANS = 0.3
 #: Organs of fewer voxels, over all scans, are not judged: a voxel of them would count for too much.
 FEWEST_VOXELS = 200
 
@@ -66,10 +66,13 @@ def _classes(truth: np.ndarray | None) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class OrganScore:
-    """One organ over all scans: Dice between the two label maps, and of each to the truth where that is known."""
+    """One organ over all scans: Dice between the two label maps, and of each to the truth where that is known.
+
+    `dice` is None for an organ that neither label map shows in more than a few voxels.
+    """
 
     index: int
-    dice: float
+    dice: float | None
     reference_to_truth: float | None
     candidate_to_truth: float | None
 
@@ -92,7 +95,14 @@ class Organs:
     @property
     def mean_dice(self) -> float:
         """Mean over the organs of Dice between the two label maps."""
-        return float(np.mean([score.dice for score in self.scores]))
+        shown = [score.dice for score in self.scores if score.dice is not None]
+        return float(np.mean(shown)) if shown else 1.0
+
+    @property
+    def worst(self) -> OrganScore | None:
+        """The organ with the smallest Dice between the two label maps."""
+        shown = [(score.dice, score.index, score) for score in self.scores if score.dice is not None]
+        return min(shown)[2] if shown else None
 
     @property
     def reference_to_truth(self) -> float | None:
@@ -133,7 +143,9 @@ def organs_of(counts: Sequence[dict[int, Overlap] | None]) -> Organs | None:
     scores = tuple(
         OrganScore(
             index=index,
-            dice=_dice(overlap.both, overlap.reference, overlap.candidate),
+            dice=_dice(overlap.both, overlap.reference, overlap.candidate)
+            if max(overlap.reference, overlap.candidate) >= FEWEST_VOXELS
+            else None,
             reference_to_truth=_dice(overlap.reference_and_truth, overlap.reference, overlap.truth)
             if with_truth
             else None,
@@ -142,7 +154,7 @@ def organs_of(counts: Sequence[dict[int, Overlap] | None]) -> Organs | None:
             else None,
         )
         for index, overlap in sorted(sums.items())
-        if index and max(overlap.reference, overlap.truth) >= FEWEST_VOXELS
+        if index and max(overlap.reference, overlap.candidate, overlap.truth) >= FEWEST_VOXELS
     )
     if not scores:
         return None

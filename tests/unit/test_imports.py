@@ -33,11 +33,25 @@ ALLOWED = {
     "engine": set(),
     "runners": {"model", "inference", "export.artifact", "precision", *ENGINE_FOR_RUNNERS},
     "verify": {"runners.base", "volume"},
-    "deploy": {"model", "inference", "export", "precision", "engine", "runners", "verify"},
+    "quantize": {"export.artifact", "precision", "verify", "volume"},
+    "deploy": {"model", "inference", "export", "precision", "engine", "runners", "verify", "quantize"},
     "patches": {"model", "inference.target", "export", "precision.convert", "engine"},
     "fit": {"patches", "engine"},
     "volume": set(),
-    "cli": {"model", "inference", "export", "precision", "engine", "runners", "verify", "deploy", "patches", "fit"},
+    "cli": {
+        "model",
+        "inference",
+        "export",
+        "precision",
+        "engine",
+        "runners",
+        "verify",
+        "volume",
+        "quantize",
+        "deploy",
+        "patches",
+        "fit",
+    },
 }
 #: Part: libraries that none of its modules may load, not even through others.
 WITHOUT = {

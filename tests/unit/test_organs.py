@@ -63,8 +63,8 @@ def test_an_organ_that_only_the_candidate_finds_is_not_hidden() -> None:
     candidate[:, 8:10] = 2
     found = judged(truth, reference=cube(0, 6), candidate=candidate)
 
-    # Nobody else has the class, so it has no Dice of its own, but its voxels do not agree.
-    assert [score.index for score in found.scores] == [1]
+    assert [(score.index, score.dice) for score in found.scores] == [(1, 1.0), (2, 0.0)]
+    assert "the worst is class 2 with 0.0000" in failures(found)
     assert "labels agree on 83.333%" in failures(found)
 
 
@@ -80,6 +80,17 @@ def test_an_organ_of_a_few_voxels_is_not_judged() -> None:
     assert organs_of([overlaps(Scan(few), few, few)]) is None
     few.reshape(-1)[:FEWEST_VOXELS] = 1
     assert organs_of([overlaps(Scan(few), few, few)]) is not None
+
+
+def test_label_maps_are_not_judged_by_an_organ_that_both_hardly_show() -> None:
+    truth, reference, candidate = cube(0, 6), cube(0, 0), cube(0, 0)
+    reference.reshape(-1)[: FEWEST_VOXELS - 1] = 1
+    candidate.reshape(-1)[: FEWEST_VOXELS - 20] = 1
+    found = judged(truth, reference, candidate)
+
+    assert found.scores[0].dice is None and found.worst is None and found.mean_dice == 1
+    candidate.reshape(-1)[:FEWEST_VOXELS] = 1
+    assert judged(truth, reference, candidate).scores[0].dice == pytest.approx(398 / 399)
 
 
 def test_equal_label_maps_pass() -> None:
