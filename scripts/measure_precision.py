@@ -36,10 +36,10 @@ PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATION_PHANTOMS = 8
 
 
-def command(*arguments: str) -> None:
-    """Run a command of the toolkit; a verdict against a graph is a result here, anything else ends the program."""
+def command(*arguments: str, may_fail: bool = False) -> None:
+    """Run a command of the toolkit; where a verdict against a graph is a result, it `may_fail` with code 2."""
     code = run(list(arguments))
-    if code not in (0, 2):
+    if code and not (may_fail and code == 2):
         raise SystemExit(code)
 
 
@@ -52,9 +52,8 @@ def make_graphs(folder: Path) -> dict[str, Path]:
     command("onnx", "demo", "-o", str(source), "--without", "short-convolutions")
     builder = [sys.executable, str(ROOT / "calibration" / "build_phantoms.py"), "-o", str(scans)]
     subprocess.run([*builder, "--count", str(CALIBRATION_PHANTOMS), "--spacing-mm", "1.5"], check=True)
-    command(
-        "calibrate", str(source), "--data", str(scans), "-o", str(paths["int8"]), "--json", str(folder / "int8.json")
-    )
+    report = folder / "calibration.json"
+    command("calibrate", str(source), "--data", str(scans), "-o", str(paths["int8"]), "--json", str(report))
     return paths
 
 
@@ -124,7 +123,8 @@ def main(windows: int) -> None:
         paths = make_graphs(folder)
         for precision, path in paths.items():
             report = folder / f"{precision}.json"
-            command("verify", str(path), "--checkpoint", "demo", "--windows", str(windows), "--json", str(report))
+            options = ["--checkpoint", "demo", "--windows", str(windows), "--json", str(report)]
+            command("verify", str(path), *options, may_fail=True)
             verification = read_json(report)
             cases = [case for case in verification["cases"] if "overlaps" in case]
             facts[precision] = {
@@ -134,7 +134,7 @@ def main(windows: int) -> None:
                 "tolerance": verification["tolerance"],
                 **verification["organs"],
             }
-        facts["calibration"] = calibration_facts(read_json(folder / "int8.json"))
+        facts["calibration"] = calibration_facts(read_json(folder / "calibration.json"))
         draw_slices(paths, PICTURES / "precision-slices.png")
     draw_dice(facts, PICTURES / "precision-dice.svg")
     write_json(FIGURES, facts)

@@ -24,6 +24,12 @@ _FILES = (
      "python scripts/ablation.py --json docs/measurements/ablation.json"),
     ("fp16-error.json", "FP16 against FP32 at full width for every preset, with and without the way into the attention "
      "in FP32", "python scripts/fp16_error.py --json docs/measurements/fp16-error.json"),
+    ("demo-training.json", "the training of the reference network ([card](../demo.md))",
+     "python scripts/train_demo.py -o lhanet_export/model/demo.safetensors --log docs/measurements/demo-training.json"),
+    ("demo.json", "its Dice on unseen phantoms, beside the ceiling of its final head",
+     "python scripts/evaluate_demo.py lhanet_export/model/demo.safetensors --json docs/measurements/demo.json"),
+    ("precision.json", "what FP16 and INT8 cost it, organ by organ ([page](../precision.md))",
+     "python scripts/measure_precision.py"),
 )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ def demo_page() -> str:
         for organ in dice["ceiling of the final head"]["organs"]
     ]
     rows.append(("**mean**", *(f"**{dice[head]['mean']:.3f}**" for head in HEADS)))
+    note = f"; {training['note']}" if "note" in training else ""
     share, fine = figures["final_of_ceiling"], dice["deep0"]["mean"]
     return "\n".join([
         "# `demo`, the reference network",
@@ -45,7 +46,7 @@ def demo_page() -> str:
         ),
         "",
         "```sh",
-        "lhanet-export deploy demo -o build/",
+        "lhanet-export deploy demo -o build/demo/",
         "```",
         "",
         "## Data",
@@ -65,7 +66,8 @@ def demo_page() -> str:
             "Dice on the final head and the four deep-supervision heads; batch norms fixed after",
             f"{settings['fixed_norms_from']:.0%} of the steps. It took {training['seconds'] / 60:.0f} minutes on",
             f"{training['machine']['cpu']}, {settings['threads']} threads ({training['date']}, torch",
-            f"{training['machine']['torch']}). The weights are stored in FP16, {training['bytes'] / 1e6:.1f} MB.",
+            f"{training['machine']['torch']}{note}). The weights are stored in FP16,",
+            f"{training['bytes'] / 1e6:.1f} MB.",
         ),
         "",
         "## Dice on unseen phantoms",
@@ -127,6 +129,13 @@ def precision_page() -> str:
         )
         for layer in layers
     ]
+    ways = [
+        (
+            way["method"], way["clip"], "yes" if way["corrected"] else "no", f"{way['error']['relative_l2']:.4f}",
+            f"{1 - way['error']['labels_changed']:.3%}", f"{way['error']['dice']:.4f}",
+        )
+        for way in calibration["trials"]
+    ]  # fmt: skip
     return "\n".join([
         "# What FP16 and INT8 cost, organ by organ",
         "",
@@ -151,6 +160,15 @@ def precision_page() -> str:
         "One slice: the scan, its truth, the three graphs, and the voxels where FP16 and INT8 differ from FP32.",
         "",
         "![a coronal slice segmented by the FP32, FP16 and INT8 graphs](figures/precision-slices.png)",
+        "",
+        "## Ways to INT8",
+        "",
+        _paragraph(
+            "What `lhanet-export calibrate` compared on windows of its scans that gave no ranges; the best one is",
+            "above. Biases are corrected by the mean error of each channel (Nagel et al. 2019).",
+        ),
+        "",
+        *table(("activations", "weights", "biases corrected", "relative L2", "labels equal", "Dice to FP32"), ways),
         "",
         "## INT8, layer by layer",
         "",

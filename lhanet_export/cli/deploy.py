@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from lhanet_export.cli.options import (
     backend_option,
+    calibration_option,
     checkpoint_argument,
     command,
     data_option,
@@ -40,10 +39,7 @@ if TYPE_CHECKING:
 @spatial_option("By default what the recipe of the card says.")
 @labels_option
 @recipe_option
-@click.option(
-    "--calibration", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
-    help="With int8: CT volumes that its scales are measured on. Take others than those of --data.",
-)  # fmt: skip
+@calibration_option
 @data_option
 @seed_option
 @without_option

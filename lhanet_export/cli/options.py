@@ -207,6 +207,13 @@ def labels_option(function: F) -> F:
     return click.option("--labels", type=path, metavar="FILE", help=text)(function)
 
 
+def calibration_option(function: F) -> F:
+    """`--calibration DIR` as `calibration: Path | None`: the scans that INT8 has its scales from."""
+    path = click.Path(exists=True, file_okay=False, path_type=Path)
+    text = "With int8: CT volumes that its scales are measured on. Take others than those you verify on."
+    return click.option("--calibration", type=path, metavar="DIR", help=text)(function)
+
+
 def data_option(function: F) -> F:
     """`--data DIR` as `data: Path | None`, a folder of NIfTI volumes, and `--assume-hu` as `assume_hu: bool`."""
     path = click.Path(exists=True, file_okay=False, path_type=Path)

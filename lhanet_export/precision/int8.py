@@ -340,10 +340,11 @@ class _Inserter:
         if seen is None:
             raise RefusedInput(f"there is no range of {tensor}; measure the ranges again")
         bound = bound_of(tensor, seen, self._options.method)
-        scale = float(np.float16(bound / LEVELS))
-        if not SMALLEST_SCALE <= scale < np.inf:
+        # A method may clip at a small part of what was seen; the smallest scale then clips less than it wants.
+        scale = max(float(np.float16(bound / LEVELS)), SMALLEST_SCALE)
+        if seen.largest < SMALLEST_SCALE * LEVELS or not scale < np.inf:
             raise RefusedInput(
-                f"{tensor} goes up to {bound:.3g} on the calibration volumes: FP16 has no scale for that"
+                f"{tensor} goes up to {seen.largest:.3g} on the calibration volumes: FP16 has no scale for that"
             )
         return scale
 

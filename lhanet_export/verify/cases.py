@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lhanet_export.conventions import AMOS_LABELS, DEFAULT_WINDOWS
@@ -50,7 +51,9 @@ def comparison_cases(
     if precision == "int8":
         # Two unlike volumes of one size come first, as in `cases_for`; phantoms of their own keep the sizes apart.
         for index, shape in enumerate(sorted(set(sizes))):
-            cases += scans(shape, 2 * (batch or 1), first_seed + 50 + index)
+            # Organs are judged on the same windows as for every other precision.
+            sized = scans(shape, 2 * (batch or 1), first_seed + 50 + index)
+            cases += [replace(case, is_scan=False) for case in sized]
     else:
         cases += cases_for(sizes, batch, seed)
     if has_scans:

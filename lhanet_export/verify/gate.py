@@ -64,9 +64,9 @@ TOLERANCES = {
         relative_l2=5e-3, absolute=1e-2, relative=1e-2, label_agreement=0.99, dice=0.8,
         mean_dice=0.999, scan_agreement=0.999, loss=1e-3, organ_loss=1e-2,
     ),
-    # Logits carry INT8's noise; what counts are the organs.
+    # Logits carry INT8's noise, and a small part of an organ in one window may go; what counts are whole organs.
     "int8": Tolerance(
-        relative_l2=0.15, absolute=0.0, relative=0.5, label_agreement=0.97, dice=0.5,
+        relative_l2=0.03, absolute=0.0, relative=0.2, label_agreement=0.97, dice=0.0,
         mean_dice=0.97, scan_agreement=0.99, loss=1e-2, organ_loss=3e-2,
     ),
 }  # fmt: skip

@@ -33,16 +33,15 @@ _AIR = -1.0
 
 @dataclass(frozen=True, kw_only=True)
 class ScanCase:
-    """A window of a scan, or a batch of them: `image` (N,1,D,H,W) float32, `truth` (N,D,H,W) uint8 or None."""
+    """A window of a scan, or a batch of them: `image` (N,1,D,H,W) float32, `truth` (N,D,H,W) uint8 or None.
+
+    `is_scan` says whether its organs count; they do not where it stands for its size only.
+    """
 
     kind: str
     image: np.ndarray
     truth: np.ndarray | None
-
-    @property
-    def is_scan(self) -> bool:
-        """It is."""
-        return True
+    is_scan: bool = True
 
     @property
     def shape(self) -> Shape:

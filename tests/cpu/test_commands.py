@@ -17,6 +17,8 @@ from lhanet_export.model.network import LHANet
 from lhanet_export.model.rule import rule_network
 from lhanet_export.patches import ExportedPatches, Planned
 from lhanet_export.precision.recipe import read_recipe
+from lhanet_export.volume.nifti import write_phantom
+from lhanet_export.volume.phantom import anatomy_from_seed, render
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for line in README.splitlines() if line.startswith("lhanet-export ")]
@@ -24,10 +26,17 @@ COMMANDS = [line for line in README.splitlines() if line.startswith("lhanet-expo
 
 @pytest.fixture(scope="module")
 def readers_folder(narrow_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what a reader of the README has: a checkpoint, and names for its classes."""
+    """A folder with what a reader of the README has: a checkpoint, names for its classes, and scans."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "best_model.pth").write_bytes(narrow_checkpoint.read_bytes())
     (folder / "classes.txt").write_text("background\nliver\nspleen\nleft kidney\nright kidney\n", encoding="utf-8")
+    for name, seeds in (("scans", range(4)), ("other-scans", range(4, 6))):
+        (folder / name).mkdir()
+        for seed in seeds:
+            # Coarse, to be quick; their labels are of other classes than the checkpoint's.
+            phantom = render(anatomy_from_seed(seed), (5.0, 5.0, 5.0))
+            labels = tmp_path_factory.mktemp("labels") / f"{seed}.nii.gz"
+            write_phantom(phantom, folder / name / f"{seed}.nii.gz", labels)
     return folder
 
 
@@ -180,3 +189,29 @@ def test_json_of_verify(narrow_onnx: OnnxArtifact, tmp_path: Path, capsys: pytes
     assert facts["passed"] is True and facts["runner"] == "onnxruntime cpu"
     assert {"relative_l2", "max_abs", "label_agreement", "nonfinite", "shape"} <= facts["cases"][0].keys()
     assert facts["tolerance"]["relative_l2"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--int8"], "--int8 and --calibration belong together"),
+        (["--calibration", "{folder}"], "--int8 and --calibration belong together"),
+        (["--fp16", "--int8", "--calibration", "{folder}"], "--fp16 and --int8 exclude each other"),
+        (["--int8", "--calibration", "{folder}"], "export it again with --without short-convolutions"),
+    ],
+)
+def test_trt_makes_int8_from_scans_only(
+    options: list[str], text: str, narrow_onnx: OnnxArtifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "new.engine"
+    options = [option.replace("{folder}", str(tmp_path)) for option in options]
+    assert run(["trt", str(narrow_onnx.path), "-o", str(target), *options]) == 2
+    assert text in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_deploy_of_int8_without_scans_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["deploy", "demo", "-o", str(tmp_path / "build"), "--precision", "int8"]) == 2
+    assert "INT8 needs scans for its scales; name a folder of them with --calibration" in capsys.readouterr().err
+    assert run(["deploy", "demo", "-o", str(tmp_path / "build"), "--calibration", str(tmp_path)]) == 2
+    assert "--calibration belongs to --precision int8" in capsys.readouterr().err

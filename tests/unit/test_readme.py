@@ -88,6 +88,16 @@ def test_the_page_of_measurements_is_that_of_its_figures() -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
+def test_the_pages_on_precision_are_those_of_their_figures() -> None:
+    module = script("render_precision")
+    for name, page in (("demo.md", module.demo_page()), ("precision.md", module.precision_page())):
+        assert (module.DOCS / name).read_text(encoding="utf-8") == page
+        for link in re.findall(r"\]\(([^)#]+)", page):
+            assert (module.DOCS / link).exists(), link
+        for line in re.findall(r"^lhanet-export (.*)$", page, re.MULTILINE):
+            assert f"lhanet-export {line}" in README
+
+
 @pytest.mark.parametrize("command", re.findall(r"`python (scripts/\S+\.py)", script("render_measurements").page()))
 def test_the_programs_that_measure_start(command: str) -> None:
     """They take minutes at full width; what is shown here is that they are there, with all that they import."""
