@@ -486,7 +486,7 @@ NOT_HOUNSFIELD = {
 def test_values_that_are_not_hounsfield_units(tmp_path: Path, kind: str) -> None:
     volume = NOT_HOUNSFIELD[kind](phantom().hu)
     path = written(tmp_path, nifti(volume))
-    refused(path, "does not look like CT in HU: values from .* assume-hu")
+    refused(path, "does not look like CT in HU: values from .* --assume-hu")
     assert np.array_equal(read_scan(path, assume_hu=True).hu, volume.astype(np.float32))
 
 
