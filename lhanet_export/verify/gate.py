@@ -62,7 +62,8 @@ TOLERANCES = {
     ),
     "fp16": Tolerance(
         relative_l2=5e-3, absolute=1e-2, relative=1e-2, label_agreement=0.99, dice=0.8,
-        mean_dice=0.999, scan_agreement=0.999, loss=1e-3, organ_loss=1e-2,
+        # What a trained network keeps is more (docs/precision.md); one that hardly knows its classes has many ties.
+        mean_dice=0.99, scan_agreement=0.99, loss=1e-3, organ_loss=1e-2,
     ),
     # Logits carry INT8's noise, and a small part of an organ in one window may go; what counts are whole organs.
     "int8": Tolerance(
