@@ -14,9 +14,12 @@ AMOS_LABELS = (
     "aorta", "postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder",
     "prostate/uterus",
 )  # fmt: skip
-
+#: Number formats of a graph, and of the engine that is built from it.
+PRECISIONS = ("fp32", "fp16", "int8")
 #: Windows of scans that precision is judged on unless asked otherwise.
 DEFAULT_WINDOWS = 6
+#: Windows of scans that INT8 is calibrated on unless asked otherwise, and at least.
+CALIBRATION_WINDOWS = 16
 
 
 def default_labels(num_classes: int) -> tuple[str, ...]:

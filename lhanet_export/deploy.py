@@ -23,11 +23,11 @@ from lhanet_export.inference.target import Target
 from lhanet_export.model.checkpoint import CheckpointIdentity, open_checkpoint
 from lhanet_export.precision.convert import WeightsBeyondRange, fp16_from_fp32
 from lhanet_export.precision.fp16 import Fp16Report
-from lhanet_export.precision.int8 import Int8Report
+from lhanet_export.precision.int8 import NOT_FOR_INT8, Int8Report
 from lhanet_export.precision.recipe import PrecisionRecipe, write_recipe
 from lhanet_export.precision.search import SearchResult, search_fp16
 from lhanet_export.progress import SILENT, Progress
-from lhanet_export.quantize import NOT_FOR_INT8, int8_from_scans
+from lhanet_export.quantize import int8_from_scans
 from lhanet_export.runners.base import Runner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.runners.opening import engine_runner_here, reference_runner

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lhanet_export.conventions import CALIBRATION_WINDOWS
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.precision.calibrate import FEWEST_IMAGES, CalibrationImage, calibrate
@@ -17,10 +18,7 @@ from lhanet_export.verify.metrics import dice_per_class
 from lhanet_export.verify.volumes import scan_cases
 from lhanet_export.volume.folder import entries_in
 
-#: The rewrite that a graph for INT8 has to do without (`precision.int8.check_source`).
-NOT_FOR_INT8 = "short-convolutions"
-#: Windows that are run unless asked otherwise, and at least; one in `_HELD_OUT` is for choosing the method.
-DEFAULT_WINDOWS = FEWEST_WINDOWS = 16
+#: One window in so many is for choosing the method.
 _HELD_OUT = 4
 
 
@@ -51,7 +49,7 @@ def int8_from_scans(
     data: Path,
     *,
     method: str = "auto",
-    windows: int = DEFAULT_WINDOWS,
+    windows: int = CALIBRATION_WINDOWS,
     cache: Path | None = None,
     assume_hu: bool = False,
     progress: Progress = SILENT,

@@ -32,7 +32,7 @@ from lhanet_export import LHANet
 from lhanet_export.conventions import AMOS_LABELS, Preprocessing
 from lhanet_export.files import staged, write_json
 from lhanet_export.shapes import Shape
-from lhanet_export.volume.phantom import anatomy_from_seed, render
+from lhanet_export.verify.volumes import phantoms
 
 CLASSES = len(AMOS_LABELS)
 #: What the final head and the deep-supervision heads (fine to coarse) count for.
@@ -75,11 +75,10 @@ class Scan:
 
 
 def scan_of(seed: int, how: Preprocessing) -> Scan:
-    """The phantom of a seed, rendered at the spacing that the network works in, clipped and standardized."""
-    phantom = render(anatomy_from_seed(seed), how.spacing_mm)
-    clipped = np.clip(phantom.hu, *how.clip_hu).astype(np.float32)
-    image = np.ascontiguousarray((clipped - clipped.mean()) / clipped.std(), np.float16)
-    labels = np.ascontiguousarray(phantom.labels)
+    """The phantom of a seed as it is preprocessed for inference."""
+    prepared = next(phantoms(seed, how))
+    assert prepared.labels is not None
+    image, labels = prepared.image.astype(np.float16), prepared.labels
     generator = np.random.default_rng([seed, 31])
     places = {}
     for label in range(1, CLASSES):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lhanet_export.cli.options import OutputPath, command, file_argument, json_option, target_option
+from lhanet_export.cli.options import OutputPath, assume_hu_option, command, file_argument, json_option, target_option
 from lhanet_export.cli.show import Show, format_bytes
+from lhanet_export.conventions import CALIBRATION_WINDOWS
 from lhanet_export.errors import RefusedInput
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ METHODS = ("min-max", "percentile-99.999", "percentile-99.99", "entropy", "mse")
     "--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
     help="CT volumes (.nii, .nii.gz) to calibrate on: images in DIR, or in DIR/images with DIR/labels beside.",
 )  # fmt: skip
-@click.option("--assume-hu", is_flag=True, help="Take the volumes' values for HU even if they do not look like it.")
+@assume_hu_option
 @click.option(
     "--method", type=click.Choice(("auto", *METHODS)), default="auto", show_default=True,
     help="How scales follow from what was seen; auto takes what was measured to be best.",
 )  # fmt: skip
 @click.option(
-    "--windows", type=click.IntRange(16, 1024), default=16, show_default=True,
+    "--windows", type=click.IntRange(CALIBRATION_WINDOWS, 1024), default=CALIBRATION_WINDOWS, show_default=True,
     help="How many windows of the scans to run. A quarter of them is held out to choose the method on.",
 )  # fmt: skip
 @click.option(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @target_option("Folder for the ONNX files, the engine and its manifest.", folder=True)
 @gpu_option
 @backend_option
-@precision_option("fp16", "int8")
+@precision_option("fp16", int8=True)
 @spatial_option("By default what the recipe of the card says.")
 @labels_option
 @recipe_option

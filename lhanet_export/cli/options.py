@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from lhanet_export.cli.show import STDOUT, Show
+from lhanet_export.conventions import DEFAULT_WINDOWS, PRECISIONS
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import check_output_path, sidecar_of
 from lhanet_export.inference.rewrites.names import PURPOSES, REWRITES
@@ -25,7 +26,6 @@ from lhanet_export.shapes import Shape, SpatialRange, parse_shape
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
-PRECISIONS = ("fp32", "fp16")
 BACKENDS = ("tensorrt-rtx", "tensorrt")
 _MEMORY_UNITS = {"gib": 2**30, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 _MOST_MEMORY = 2**40
@@ -176,10 +176,11 @@ def shape_option(text: str) -> Decorator[Any]:
     return click.option("--shape", "shapes", multiple=True, type=ShapeType(), metavar="DxHxW", help=help_text)
 
 
-def precision_option(default: str, *more: str) -> Decorator[Any]:
-    """`--precision fp32|fp16` as `precision: str`, with `more` to choose from."""
+def precision_option(default: str, *, int8: bool = False) -> Decorator[Any]:
+    """`--precision fp32|fp16` as `precision: str`, and `int8` for a command that takes scans to calibrate on."""
+    known = [precision for precision in PRECISIONS if int8 or precision != "int8"]
     return click.option(
-        "--precision", type=click.Choice((*PRECISIONS, *more)), default=default, show_default=True,
+        "--precision", type=click.Choice(known), default=default, show_default=True,
         help="Number format of the network's arithmetic.",
     )  # fmt: skip
 
@@ -218,10 +219,21 @@ def data_option(function: F) -> F:
     """`--data DIR` as `data: Path | None`, a folder of NIfTI volumes, and `--assume-hu` as `assume_hu: bool`."""
     path = click.Path(exists=True, file_okay=False, path_type=Path)
     text = "CT volumes (.nii, .nii.gz): images in DIR, or in DIR/images with DIR/labels beside. Default: synthetic CT."
-    function = click.option(
-        "--assume-hu", is_flag=True, help="Take the volumes' values for HU even if they do not look like it."
-    )(function)
-    return click.option("--data", type=path, metavar="DIR", help=text)(function)
+    return click.option("--data", type=path, metavar="DIR", help=text)(assume_hu_option(function))
+
+
+def assume_hu_option(function: F) -> F:
+    """`--assume-hu` as `assume_hu: bool`."""
+    text = "Take the volumes' values for HU even if they do not look like it."
+    return click.option("--assume-hu", is_flag=True, help=text)(function)
+
+
+def windows_option(function: F) -> F:
+    """`--windows N` as `windows: int`, of scans to compare on."""
+    return click.option(
+        "--windows", type=click.IntRange(1), default=DEFAULT_WINDOWS, show_default=True,
+        help="How many windows of scans to compare on.",
+    )(function)  # fmt: skip
 
 
 def recipe_option(function: F) -> F:

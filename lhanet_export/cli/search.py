@@ -16,9 +16,9 @@ from lhanet_export.cli.options import (
     seed_option,
     shape_option,
     target_option,
+    windows_option,
 )
 from lhanet_export.cli.show import Show
-from lhanet_export.conventions import DEFAULT_WINDOWS
 from lhanet_export.shapes import Shape
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 @target_option("The precision recipe to write, a YAML file.")
 @data_option
 @shape_option("By default the smallest of the model, 48x96x96 and an odd one, as far as the model serves them.")
-@click.option(
-    "--windows", type=click.IntRange(1), default=DEFAULT_WINDOWS, show_default=True,
-    help="How many windows of scans to compare on.",
-)  # fmt: skip
+@windows_option
 @click.option(
     "--trials", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Give up looking for less then."
 )
@@ -59,32 +56,24 @@ def search(
     on what it was measured, and what it costs. Where FP16 passes as it is, the recipe is empty. Everything runs
     on the CPU. Exit code 2 if no recipe helps.
     """
+    from lhanet_export.cli.comparison import opened_with_reference
     from lhanet_export.export.artifact import read_onnx
-    from lhanet_export.model.checkpoint import open_checkpoint
     from lhanet_export.precision.recipe import write_recipe
     from lhanet_export.precision.search import search_fp16
     from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
-    from lhanet_export.runners.opening import reference_runner, runner_of
-    from lhanet_export.verify.cases import comparison_cases
-    from lhanet_export.verify.gate import TOLERANCES, reference_for
+    from lhanet_export.verify.gate import TOLERANCES
     from lhanet_export.verify.gate import verify as compare
-    from lhanet_export.verify.inputs import check_shapes
 
-    opened, artifact = runner_of(model), read_onnx(model)
-    check_shapes(list(shapes), opened.spatial)
-    cases = comparison_cases(
-        opened.spatial, len(opened.labels), shapes=shapes, batch=opened.batch, data=data, assume_hu=assume_hu,
-        windows=windows, seed=seed, progress=show.progress,
+    artifact = read_onnx(model)
+    opened, reference = opened_with_reference(
+        model, checkpoint, shapes=shapes, data=data, assume_hu=assume_hu, windows=windows, seed=seed,
+        progress=show.progress,
     )  # fmt: skip
-    with show.progress.step(f"load {checkpoint}"):
-        network, identity = open_checkpoint(checkpoint)
-    opened.check_checkpoint(model, identity.as_json())
-    reference = reference_for(reference_runner(network, opened.target), cases, show.progress)
 
     def judge(trial: OnnxArtifact) -> Verification:
         return compare(OnnxRuntimeRunner(trial), reference, TOLERANCES["fp16"], output=opened.target.output)
 
-    images = [case.image for case in cases]
+    images = [case.image for case in reference.cases]
     result = search_fp16(artifact, judge, images, target.parent, most_trials=trials, progress=show.progress)
     write_recipe(result.recipe, target)
     show.table(f"{target.name}: FP16 of {model.name}", result.rows())

@@ -57,7 +57,6 @@ def trt(
     from lhanet_export.files import scratch_folder
     from lhanet_export.precision.convert import fp16_from_fp32
     from lhanet_export.precision.recipe import read_recipe
-    from lhanet_export.quantize import int8_from_scans
 
     recipe = recipe_named(gpu)
     artifact = read_onnx(model)
@@ -76,6 +75,9 @@ def trt(
             show.line(f"{model} is an FP32 graph: converting it to FP16 first")
             artifact, report = fp16_from_fp32(artifact, folder / "fp16.onnx", recipe=kept, progress=show.progress)
         if calibration is not None:
+            # Reading and judging scans takes libraries that no other way to an engine needs.
+            from lhanet_export.quantize import int8_from_scans
+
             show.line(f"{model} is an FP32 graph: converting it to INT8 first")
             quantized = int8_from_scans(artifact, folder / "int8.onnx", calibration, progress=show.progress)
             artifact = quantized.artifact

@@ -14,10 +14,10 @@ from lhanet_export.cli.options import (
     json_option,
     seed_option,
     shape_option,
+    windows_option,
 )
 from lhanet_export.cli.report import show_verification
 from lhanet_export.cli.show import Show
-from lhanet_export.conventions import DEFAULT_WINDOWS
 from lhanet_export.shapes import Shape
 
 
@@ -30,10 +30,7 @@ from lhanet_export.shapes import Shape
     help="What an ONNX file runs in; OpenVINO takes FP32 ones.",
 )  # fmt: skip
 @data_option
-@click.option(
-    "--windows", type=click.IntRange(1), default=DEFAULT_WINDOWS, show_default=True,
-    help="How many windows of scans to compare on.",
-)  # fmt: skip
+@windows_option
 @seed_option
 @json_option
 def verify(
@@ -49,23 +46,14 @@ def verify(
     Exit code 2 if any number is out of tolerance, or if the network does not depend on its input,
     because then every comparison passes.
     """
-    from lhanet_export.model.checkpoint import open_checkpoint
-    from lhanet_export.runners.opening import reference_runner, runner_of
-    from lhanet_export.verify.cases import comparison_cases
-    from lhanet_export.verify.gate import TOLERANCES, reference_for
+    from lhanet_export.cli.comparison import opened_with_reference
+    from lhanet_export.verify.gate import TOLERANCES
     from lhanet_export.verify.gate import verify as compare
-    from lhanet_export.verify.inputs import check_shapes
 
-    opened = runner_of(model, runtime)
-    check_shapes(list(shapes), opened.spatial)
-    cases = comparison_cases(
-        opened.spatial, len(opened.labels), precision=opened.precision, shapes=shapes, batch=opened.batch, data=data,
-        assume_hu=assume_hu, windows=windows, seed=seed, progress=show.progress,
+    opened, reference = opened_with_reference(
+        model, checkpoint, runtime=runtime, shapes=shapes, data=data, assume_hu=assume_hu, windows=windows, seed=seed,
+        progress=show.progress,
     )  # fmt: skip
-    with show.progress.step(f"load {checkpoint}"):
-        network, identity = open_checkpoint(checkpoint)
-    opened.check_checkpoint(model, identity.as_json())
-    reference = reference_for(reference_runner(network, opened.target), cases, show.progress)
     verification = compare(
         opened.runner, reference, TOLERANCES[opened.precision], output=opened.target.output, progress=show.progress
     )

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from lhanet_export import __version__
+from lhanet_export.conventions import PRECISIONS
 from lhanet_export.engine.backends import BACKENDS, ELEMENT_TYPES
 from lhanet_export.engine.build import BuiltEngine, TensorFacts
-from lhanet_export.engine.plan import INPUT_NAME, PRECISIONS, EnginePlan
+from lhanet_export.engine.plan import INPUT_NAME, EnginePlan
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import read_json, sha256_of, sidecar_of, staged, write_json
 from lhanet_export.shapes import Shape, SpatialRange

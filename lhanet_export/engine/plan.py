@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lhanet_export.conventions import PRECISIONS
 from lhanet_export.engine.backends import BACKENDS
 from lhanet_export.engine.recipes import Recipe
 from lhanet_export.errors import RefusedInput
@@ -15,7 +16,6 @@ from lhanet_export.strict import Node
 
 #: The one input of every graph of this toolkit.
 INPUT_NAME = "image"
-PRECISIONS = ("fp32", "fp16", "int8")
 _LARGEST_BATCH = 1024
 
 Batch = tuple[int, int, int]

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from lhanet_export.conventions import PRECISIONS
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import read_json, sha256_of, sidecar_of, staged, write_json
 from lhanet_export.inference.target import Target
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 METADATA_KEY = "lhanet_export"
 SCHEMA = 1
-PRECISIONS = ("fp32", "fp16", "int8")
 #: Operator sets that TensorRT 10, 11 and TensorRT-RTX read, from the one with reduction axes as inputs.
 OPSETS = (18, 20)
 #: Above this much weight data the weights get a file of their own: it can be mapped instead of parsed, and a

@@ -176,6 +176,16 @@ def work_of(source: Path | ir.Model, shape: Shape) -> Work:
     return Work(shape=shape, batch=image.shape[0], amounts=dict(sorted(entries, key=_order)))
 
 
+def multiply_adds_of(source: Path | ir.Model, shape: Shape) -> dict[str, int]:
+    """The multiply-adds of each node that does any, by its name, for volumes of `shape`; refuses as `work_of` does."""
+    model = source if isinstance(source, ir.Model) else read_graph(source).model
+    found = {
+        node.name or "": _amount(node.op_type, reads, list(writes.values())).multiply_adds
+        for node, reads, writes in _walk(model, _image_of(model.graph, shape), shape)
+    }
+    return {name: count for name, count in found.items() if count}
+
+
 def tensor_sizes(source: Path | ir.Model, shape: Shape) -> TensorSizes:
     """How large the tensors of a graph are for volumes of `shape` (D,H,W); refuses what `work_of` refuses."""
     model = source if isinstance(source, ir.Model) else read_graph(source).model

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import onnx_ir as ir
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
-from lhanet_export.files import sha256_of, staged
+from lhanet_export.files import sha256_of
+from lhanet_export.precision.arrays import fact_in, read_arrays, save_arrays
 from lhanet_export.precision.scales import BINS, Magnitudes
 from lhanet_export.precision.sessions import GraphSession
 from lhanet_export.progress import SILENT, Progress
@@ -32,8 +32,6 @@ VERSION = 1
 FEWEST_IMAGES = 4
 #: Tensors that are fetched at a time take at most so much, or are one.
 _FETCHED_BYTES = 512 << 20
-#: A file of ranges has some hundred kB; anything much larger is not one, and is not read.
-_LARGEST_FILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -250,30 +248,21 @@ def _histogram(values: np.ndarray, largest: float) -> np.ndarray:
 
 
 def write_ranges(path: Path, ranges: Ranges) -> None:
-    """Write ranges as an npz file without pickled objects, whole or not at all."""
-    names = list(ranges.tensors)
-    seen = [ranges.tensors[name] for name in names]
-    with staged(path) as (temporary,), temporary.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            key=np.frombuffer(json.dumps(asdict(ranges.key)).encode(), np.uint8),
-            names=np.array(names),
-            ends=np.array([(one.minimum, one.maximum) for one in seen]),
-            counts=np.array([one.counts for one in seen]),
-        )
+    """Write ranges into a file, whole or not at all."""
+    seen = list(ranges.tensors.values())
+    arrays = {
+        "names": np.array(list(ranges.tensors)),
+        "ends": np.array([(one.minimum, one.maximum) for one in seen]),
+        "counts": np.array([one.counts for one in seen]),
+    }
+    save_arrays(path, {"key": asdict(ranges.key)}, arrays)
 
 
 def read_ranges(path: Path) -> Ranges:
     """Ranges from a file that may be anything; `RefusedInput` says what is wrong with it."""
-    try:
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
-            raise RefusedInput(f"{path} is larger than {_LARGEST_FILE_BYTES} bytes; it holds no ranges")
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > 4 * _LARGEST_FILE_BYTES:
-                raise RefusedInput(f"{path} unpacks to more than ranges can take")
-        with np.load(path, allow_pickle=False) as arrays:
-            key = json.loads(arrays["key"].tobytes())
-            names, ends, counts = arrays["names"].tolist(), arrays["ends"], arrays["counts"]
+    with read_arrays(path, "holds no ranges, or it is damaged; delete it to measure them again") as arrays:
+        key = fact_in(arrays, "key")
+        names, ends, counts = arrays["names"].tolist(), arrays["ends"], arrays["counts"]
         ranges = Ranges(
             key=RangesKey(
                 graph=key["graph"], images=tuple(key["images"]), tensors=tuple(key["tensors"]), version=key["version"]
@@ -283,18 +272,8 @@ def read_ranges(path: Path) -> Ranges:
                 for name, (low, high), count in zip(names, ends, counts, strict=True)
             },
         )
-    except OSError as error:
-        raise RefusedInput(f"cannot read {path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, RefusedInput):
-            raise
-        raise _damaged(path) from error
-    if tuple(sorted(ranges.tensors)) != ranges.key.tensors:
-        raise _damaged(path)
-    if any(one.counts.shape != (BINS,) or (one.counts < 0).any() for one in ranges.tensors.values()):
-        raise _damaged(path)
+        if tuple(sorted(ranges.tensors)) != ranges.key.tensors:
+            raise ValueError("other tensors than the key names")
+        if any(one.counts.shape != (BINS,) or (one.counts < 0).any() for one in ranges.tensors.values()):
+            raise ValueError("no histograms")
     return ranges
-
-
-def _damaged(path: Path) -> RefusedInput:
-    return RefusedInput(f"{path} holds no ranges, or it is damaged; delete it to measure them again")

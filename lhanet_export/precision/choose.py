@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
-from lhanet_export.precision.amounts import multiply_adds_of
+from lhanet_export.export.work import multiply_adds_of
 from lhanet_export.precision.calibrate import CalibrationImage, Ranges
 from lhanet_export.precision.int8 import SMALLEST_SCALE, Int8Options, convolutions, quantize
 from lhanet_export.precision.refine import corrected_biases
@@ -151,9 +151,9 @@ def choose(
 
 def needs_stem(source: OnnxArtifact) -> bool:
     """Whether the stem has to be INT8 for `LEAST_SHARE` of the multiply-adds to be; so it is in narrow networks."""
-    amounts, total = multiply_adds_of(source)
+    amounts = multiply_adds_of(source.path, source.spatial.opt)
     quantized = [conv.name for conv in convolutions(ir.load(source.path)) if conv.reason is None]
-    return sum(amounts[name] for name in quantized) < LEAST_SHARE * total
+    return sum(amounts[name] for name in quantized) < LEAST_SHARE * sum(amounts.values())
 
 
 def without_scale(source: OnnxArtifact, ranges: Ranges, options: Int8Options) -> dict[str, str]:
@@ -181,8 +181,8 @@ def keep_sensitive(
     At least `LEAST_SHARE` of the multiply-adds stays INT8, and only what helps is returned: the best of all
     that was measured.
     """
-    amounts, total = multiply_adds_of(source)
-    left = sum(amounts[name] for name in sensitivity)
+    amounts = multiply_adds_of(source.path, source.spatial.opt)
+    left, total = sum(amounts[name] for name in sensitivity), sum(amounts.values())
     trials, best = list(choice.trials), choice
     keep = dict(choice.options.keep)
     with progress.step("keep sensitive layers", total=_MOST_STEPS) as advance:

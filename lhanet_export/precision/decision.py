@@ -6,8 +6,6 @@ graph, windows and method, and refused for any other.
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ import numpy as np
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
-from lhanet_export.files import staged
-from lhanet_export.precision.amounts import multiply_adds_of
+from lhanet_export.export.work import multiply_adds_of
+from lhanet_export.precision.arrays import fact_in, read_arrays, save_arrays
 from lhanet_export.precision.calibrate import CalibrationImage, Ranges
 from lhanet_export.precision.choose import ENOUGH_DICE, Choice, Dice, Error, Judge, Trial, choose, keep_sensitive
 from lhanet_export.precision.int8 import Int8Options
@@ -31,7 +29,6 @@ VERSION = 1
 AUTO = "auto"
 #: Larger networks get their layers' own errors instead of the logits': a run a layer would take them an hour.
 _MOST_MULTIPLY_ADDS = 60 * 10**9
-_LARGEST_FILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +68,7 @@ def decide(
         return _read(cache, key)
     judge = Judge(source, held_out, dice)
     choice = choose(source, ranges, images, judge, tuple(METHODS) if method == AUTO else (method,), progress)
-    if multiply_adds_of(source)[1] <= _MOST_MULTIPLY_ADDS:
+    if sum(multiply_adds_of(source.path, source.spatial.opt).values()) <= _MOST_MULTIPLY_ADDS:
         layers = logit_sensitivities(source, ranges, choice.options, judge, progress)
     else:
         layers = output_sensitivities(source, ranges, choice.options, held_out[0], progress)
@@ -93,26 +90,15 @@ def _write(path: Path, key: dict[str, Any], decision: Decision) -> None:
         "layers": {name: layer.as_json() for name, layer in decision.layers.items()},
         "biases": list(choice.biases),
     }
-    arrays: dict[str, Any] = {f"bias_{index}": bias for index, bias in enumerate(choice.biases.values())}
-    with staged(path) as (temporary,), temporary.open("wb") as stream:
-        np.savez(stream, key=_packed(key), facts=_packed(facts), **arrays)
-
-
-def _packed(facts: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(json.dumps(facts, allow_nan=False).encode(), np.uint8)
+    biases = {f"bias_{index}": bias for index, bias in enumerate(choice.biases.values())}
+    save_arrays(path, {"key": key, "facts": facts}, biases)
 
 
 def _read(path: Path, key: dict[str, Any]) -> Decision:
     """A decision from a file that may be anything."""
-    try:
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
-            raise _damaged(path)
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > 4 * _LARGEST_FILE_BYTES:
-                raise _damaged(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            found, facts = json.loads(arrays["key"].tobytes()), json.loads(arrays["facts"].tobytes())
-            biases = {name: arrays[f"bias_{index}"] for index, name in enumerate(facts["biases"])}
+    with read_arrays(path, "holds no choice of a method, or it is damaged; delete it to choose again") as arrays:
+        found, facts = fact_in(arrays, "key"), fact_in(arrays, "facts")
+        biases = {name: arrays[f"bias_{index}"] for index, name in enumerate(facts["biases"])}
         trials = tuple(Trial(**{**trial, "error": Error(**trial["error"])}) for trial in facts["trials"])
         decision = Decision(
             choice=Choice(
@@ -120,21 +106,11 @@ def _read(path: Path, key: dict[str, Any]) -> Decision:
             ),
             layers={name: Sensitivity(**layer) for name, layer in facts["layers"].items()},
         )
-    except OSError as error:
-        raise RefusedInput(f"cannot read {path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, RefusedInput):
-            raise
-        raise _damaged(path) from error
-    if any(bias.ndim != 1 or bias.dtype != np.float32 or not np.isfinite(bias).all() for bias in biases.values()):
-        raise _damaged(path)
+        if any(bias.ndim != 1 or bias.dtype != np.float32 or not np.isfinite(bias).all() for bias in biases.values()):
+            raise ValueError("no biases")
     if found != key:
         raise RefusedInput(
             f"the choice in {path} was made for another graph, other windows, another method or by another version "
             "of this toolkit; name another file, or delete this one to choose again"
         )
     return decision
-
-
-def _damaged(path: Path) -> RefusedInput:
-    return RefusedInput(f"{path} holds no choice of a method, or it is damaged; delete it to choose again")

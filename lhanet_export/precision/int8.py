@@ -33,7 +33,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, save_onnx
-from lhanet_export.precision.amounts import multiply_adds_of
+from lhanet_export.export.work import multiply_adds_of
 from lhanet_export.precision.calibrate import Ranges, graph_sha256
 from lhanet_export.precision.channels import ChannelWeights, quantize_weights
 from lhanet_export.precision.fp16 import Fp16Report, convert_to_fp16
@@ -44,6 +44,8 @@ INT8, FLOAT, HALF = ir.DataType.INT8, ir.DataType.FLOAT, ir.DataType.FLOAT16
 #: The first operator set in which QuantizeLinear takes FP16. Nothing else that a graph of this network holds has
 #: changed its meaning since 18.
 OPSET = 19
+#: The rewrite that a graph for INT8 has to do without (`check_source`).
+NOT_FOR_INT8 = "short-convolutions"
 #: The smallest scale of a tensor. Below FP16's smallest normal number it has fewer digits, but it is exact as it is
 #: stored, and the steps of the tensor itself, 2^-24 there, are still much finer than it.
 SMALLEST_SCALE = 2.0**-20
@@ -172,12 +174,12 @@ def int8_from_fp32(
             },
         }
         artifact = save_onnx(model, path, facts)
-    multiply_adds, total = multiply_adds_of(source)
+    multiply_adds = multiply_adds_of(source.path, source.spatial.opt)
     report = Int8Report(
         layers=layers,
         kept=kept,
         multiply_adds={layer.name: multiply_adds[layer.name] for layer in layers},
-        share=sum(multiply_adds[layer.name] for layer in layers) / total,
+        share=sum(multiply_adds[layer.name] for layer in layers) / sum(multiply_adds.values()),
         fp16=halves,
     )
     return artifact, report
@@ -187,7 +189,7 @@ def check_source(source: OnnxArtifact) -> None:
     """Refuse a graph that INT8 is not made from: of another precision, or with large convolutions in short form."""
     if source.precision != "fp32":
         raise RefusedInput(f"{source.path} is {source.precision} already; INT8 is made from the FP32 graph")
-    if "short-convolutions" in source.facts["rewrites"]:
+    if NOT_FOR_INT8 in source.facts["rewrites"]:
         raise RefusedInput(
             f"{source.path} has its large convolutions in a short form, which trades exactness of small integers for "
             "multiply-adds; export it again with --without short-convolutions"

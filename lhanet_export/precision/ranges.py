@@ -24,8 +24,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
 from lhanet_export.precision.fp16 import FLOAT, HALF_SMALLEST, HALF_SMALLEST_NORMAL, nodes_on_image_data
+from lhanet_export.precision.rounding import SELECTING
 from lhanet_export.progress import SILENT, Progress
-from lhanet_export.runners.onnxruntime_library import load_onnxruntime
+from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
 
 HALF_LARGEST = float(np.finfo(np.float16).max)
 #: The largest relative error of one rounding to FP16.
@@ -51,8 +52,6 @@ ACCUMULATION = (
 
 #: The same numbers under another shape.
 _VIEWS = frozenset("Identity Reshape Transpose Unsqueeze".split())
-#: Every number of the result stands in an input, so the input is what a reader has to see.
-_SELECTING = _VIEWS | frozenset("Concat Gather Max MaxPool Min ReduceMax Relu Slice".split())
 _PROBES = 6
 
 
@@ -154,7 +153,8 @@ def accumulation_error(depth: int) -> tuple[float, float]:
 
 
 def _computing(ranges: Sequence[NodeRange]) -> list[NodeRange]:
-    return [found for found in ranges if found.op_type not in _SELECTING]
+    # Where every number of the result stands in an input, the input is what a reader has to see.
+    return [found for found in ranges if found.op_type not in SELECTING]
 
 
 def _add_probes(model: ir.Model) -> list[ir.Node]:
@@ -223,14 +223,9 @@ def _constant(graph: ir.Graph, value: float) -> ir.Value:
 def _session(path: Path) -> Any:
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     # By default the probes run last, and until then every tensor of the graph is kept.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # ONNX Runtime's exceptions have no common base below Exception.
-        raise RefusedInput(f"ONNX Runtime cannot load the graph: {error}") from error
+    return open_session(path, options, "the graph")
 
 
 def _ranges(graph: ir.Graph, probed: Sequence[ir.Node], runs: Sequence[Sequence[np.ndarray]]) -> tuple[NodeRange, ...]:

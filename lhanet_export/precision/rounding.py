@@ -12,11 +12,10 @@ import onnx_ir as ir
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
-#: Operators whose results are among their inputs: rounding those again would change nothing. What dequantizing gives
-#: is never stored: a convolution reads the INT8 numbers.
-_SELECTING = frozenset(
-    "Concat DequantizeLinear Gather Identity Max MaxPool Min ReduceMax Relu Reshape Slice Transpose Unsqueeze".split()
-)
+#: Operators whose results are among their inputs: rounding those again would change nothing.
+SELECTING = frozenset("Concat Gather Identity Max MaxPool Min ReduceMax Relu Reshape Slice Transpose Unsqueeze".split())
+#: What dequantizing gives is never stored: a convolution reads the INT8 numbers.
+_NOT_ROUNDED = SELECTING | {"DequantizeLinear"}
 
 
 def is_half(model: ir.Model) -> bool:
@@ -51,7 +50,7 @@ def with_rounding(model: ir.Model) -> ir.Model:
             if node.op_type == "Cast":
                 node.attributes["to"] = ir.AttrInt64("to", FLOAT.value)
             value.dtype = FLOAT
-            if node.op_type not in _SELECTING:
+            if node.op_type not in _NOT_ROUNDED:
                 _round_after(graph, node, value)
     return model
 

@@ -17,7 +17,7 @@ from typing_extensions import Self
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
 from lhanet_export.precision.rounding import is_half, with_rounding
-from lhanet_export.runners.onnxruntime_library import load_onnxruntime
+from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
 
 
 class OnnxRuntimeRunner:
@@ -48,16 +48,13 @@ class OnnxRuntimeRunner:
         if self._artifact.precision != "fp32":
             path = self._rounding_graph(Path(self._open.enter_context(TemporaryDirectory())))
         options = self._onnxruntime.SessionOptions()
-        # Warnings of the optimizer about constants that it folds or not; errors are raised anyway.
-        options.log_severity_level = 3
         # What a graph quantizes is computed as it stands, not by kernels that round elsewhere.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            self._session = self._onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # ONNX Runtime's exceptions have no common base below Exception.
+            self._session = open_session(path, options, str(self._artifact.path))
+        except RefusedInput:
             self._open.close()
-            raise RefusedInput(f"ONNX Runtime cannot load {self._artifact.path}: {error}") from error
+            raise
         return self
 
     def _rounding_graph(self, folder: Path) -> Path:

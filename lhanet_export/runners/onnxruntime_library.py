@@ -1,7 +1,11 @@
-"""Getting hold of ONNX Runtime without letting it report to anybody."""
+"""Getting hold of ONNX Runtime without letting it report to anybody, and opening graphs with it."""
 
 import os
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from lhanet_export.errors import RefusedInput
 
 
 def load_onnxruntime() -> ModuleType:
@@ -14,3 +18,14 @@ def load_onnxruntime() -> ModuleType:
     import onnxruntime
 
     return onnxruntime
+
+
+def open_session(path: Path, options: Any, what: str) -> Any:
+    """A session on the CPU for a graph in a file; `RefusedInput` names it as `what` if it cannot be loaded."""
+    # Warnings of the optimizer about constants that it folds or not; errors are raised anyway.
+    options.log_severity_level = 3
+    try:
+        return load_onnxruntime().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common base below Exception.
+        raise RefusedInput(f"ONNX Runtime cannot load {what}: {error}") from error

@@ -11,7 +11,7 @@ import numpy as np
 
 from lhanet_export.shapes import Shape
 from lhanet_export.verify.inputs import Case
-from lhanet_export.verify.organs import Overlap, overlaps
+from lhanet_export.verify.organs import Overlap, dice_of, overlaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +102,7 @@ def dice_per_class(reference: np.ndarray, candidate: np.ndarray) -> dict[int, fl
     result = {}
     for index in np.unique(reference):
         mine, other = reference == index, candidate == index
-        result[int(index)] = float(
-            2 * np.count_nonzero(mine & other) / (np.count_nonzero(mine) + np.count_nonzero(other))
-        )
+        result[int(index)] = dice_of(*(int(np.count_nonzero(mask)) for mask in (mine & other, mine, other)))
     return result
 
 

@@ -143,13 +143,13 @@ def organs_of(counts: Sequence[dict[int, Overlap] | None]) -> Organs | None:
     scores = tuple(
         OrganScore(
             index=index,
-            dice=_dice(overlap.both, overlap.reference, overlap.candidate)
+            dice=dice_of(overlap.both, overlap.reference, overlap.candidate)
             if max(overlap.reference, overlap.candidate) >= FEWEST_VOXELS
             else None,
-            reference_to_truth=_dice(overlap.reference_and_truth, overlap.reference, overlap.truth)
+            reference_to_truth=dice_of(overlap.reference_and_truth, overlap.reference, overlap.truth)
             if with_truth
             else None,
-            candidate_to_truth=_dice(overlap.candidate_and_truth, overlap.candidate, overlap.truth)
+            candidate_to_truth=dice_of(overlap.candidate_and_truth, overlap.candidate, overlap.truth)
             if with_truth
             else None,
         )
@@ -162,6 +162,6 @@ def organs_of(counts: Sequence[dict[int, Overlap] | None]) -> Organs | None:
     return Organs(scores=scores, label_agreement=sum(overlap.both for overlap in sums.values()) / voxels)
 
 
-def _dice(both: int, one: int, other: int) -> float:
+def dice_of(both: int, one: int, other: int) -> float:
     """2 |A and B| / (|A| + |B|) (Dice 1945); 1 where both are empty."""
     return 2 * both / (one + other) if one + other else 1.0
