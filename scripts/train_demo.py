@@ -35,10 +35,27 @@ from lhanet_export.shapes import Shape
 from lhanet_export.verify.volumes import phantoms
 
 CLASSES = len(AMOS_LABELS)
-#: What the final head and the deep-supervision heads (fine to coarse) count for.
-LOSS_WEIGHTS = (1.0, 0.6, 0.2, 0.1, 0.1)
-#: From the second deep head on, every second voxel along each axis is enough: their grids are far coarser.
-FULL_RESOLUTION_HEADS = 2
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """What a head counts for, its cross-entropy against its Dice, and whether every voxel is looked at."""
+
+    weight: float
+    cross_entropy: float = 1.0
+    #: Where a head's grid is far coarser than the voxels, every second voxel along each axis is enough.
+    every_voxel: bool = False
+
+
+#: The final head and the deep-supervision heads, fine to coarse. On the final head's grid a small organ fills a
+#: fraction of a cell: cross-entropy would have it never named, Dice alone starts slowly, so a tenth is kept.
+HEAD_LOSSES = (
+    HeadLoss(3.0, cross_entropy=0.1),
+    HeadLoss(0.6, every_voxel=True),
+    HeadLoss(0.1),
+    HeadLoss(0.05),
+    HeadLoss(0.05),
+)
 #: Numbers of these options in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
@@ -51,13 +68,13 @@ class Training:
     width: int = 8
     patch: Shape = (48, 96, 96)
     phantoms: int = 80
-    steps: int = 4500
+    steps: int = 8000
     #: Two windows a step: for a single one PyTorch takes slower convolutions on CPUs.
     batch: int = 2
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     #: The share of the steps after which batch norms are fixed, and the windows that their statistics come from.
-    fixed_norms_from: float = 0.7
+    fixed_norms_from: float = 0.6
     norm_windows: int = 100
     #: The share of windows whose middle is a voxel of a random organ; the others lie anywhere.
     on_organs: float = 0.8
@@ -116,8 +133,8 @@ def _window(scans: list[Scan], config: Training, generator: np.random.Generator)
     return image.float(), torch.from_numpy(scan.labels[where].astype(np.int64))
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy plus 1 - soft Dice, the mean over the organs that occur (Milletari et al. 2016)."""
+def loss_of(logits: Tensor, labels: Tensor, cross_entropy: float = 1.0) -> Tensor:
+    """Weighted cross-entropy plus 1 - soft Dice, the mean over the organs that occur (Milletari et al. 2016)."""
     log_shares = F.log_softmax(logits, 1)
     own = log_shares.gather(1, labels[:, None]).flatten()
     flat = labels.flatten()
@@ -127,17 +144,16 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     dice = (2 * overlap + 1) / (found + present + 1)
     organs = present > 0
     organs[0] = False
-    return -own.mean() + (1 - dice[organs]).sum() / organs.sum().clamp(min=1)
+    return -cross_entropy * own.mean() + (1 - dice[organs]).sum() / organs.sum().clamp(min=1)
 
 
 def losses(outputs: dict, labels: Tensor) -> list[Tensor]:
     """One loss a head: final, then deep supervision from fine to coarse."""
+    outputs_by_head = [outputs["final_prediction"], *outputs["deep_supervision_outputs"]]
     found = []
-    for index, logits in enumerate([outputs["final_prediction"], *outputs["deep_supervision_outputs"]]):
-        if index < FULL_RESOLUTION_HEADS:
-            found.append(loss_of(logits, labels))
-        else:
-            found.append(loss_of(logits[..., ::2, ::2, ::2], labels[..., ::2, ::2, ::2]))
+    for head, logits in zip(HEAD_LOSSES, outputs_by_head, strict=True):
+        every = slice(None, None, 1 if head.every_voxel else 2)
+        found.append(loss_of(logits[..., every, every, every], labels[..., every, every, every], head.cross_entropy))
     return found
 
 
@@ -175,7 +191,7 @@ def train(config: Training, how: Preprocessing) -> tuple[LHANet, list[dict]]:
             fix_norms(network, stream, config.norm_windows)
         image, labels = next(stream)
         found = losses(network(image), labels)
-        loss = sum(weight * one for weight, one in zip(LOSS_WEIGHTS, found, strict=True))
+        loss = sum(head.weight * one for head, one in zip(HEAD_LOSSES, found, strict=True))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -185,6 +201,8 @@ def train(config: Training, how: Preprocessing) -> tuple[LHANet, list[dict]]:
         if len(recent) == 50:
             record.append({"step": step + 1, "losses": [round(value, 4) for value in np.mean(recent, 0).tolist()]})
             recent = []
+            if len(record) % 10 == 0:
+                print(f"step {step + 1}: losses of the heads {record[-1]['losses']}")
     return network.eval(), record
 
 
@@ -224,7 +242,7 @@ def main(target: Path, log: Path, steps: int, phantoms: int) -> None:
         "cpu_seconds": round(time.process_time()),
         "bytes": target.stat().st_size,
         "training": asdict(config),
-        "loss_weights": LOSS_WEIGHTS,
+        "head_losses": [asdict(head) for head in HEAD_LOSSES],
         "losses": record,
     }
     write_json(log, facts)
