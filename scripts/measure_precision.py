@@ -24,6 +24,7 @@ from phantom_picture import busiest_row, slice_labels
 from lhanet_export.cli.main import run
 from lhanet_export.conventions import AMOS_LABELS, Preprocessing
 from lhanet_export.export.artifact import read_onnx
+from lhanet_export.export.work import place_of
 from lhanet_export.files import read_json, write_json
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.verify.volumes import VERIFICATION_SEEDS, phantoms
@@ -65,6 +66,7 @@ def calibration_facts(found: dict[str, Any]) -> dict[str, Any]:
         "trials": found["trials"],
         "share_of_multiply_adds": report["share_of_multiply_adds"],
         "layers": [{**layer, "sensitivity": found["sensitivity"][layer["name"]]} for layer in report["layers"]],
+        "kept": report["kept"],
     }
 
 
@@ -83,16 +85,12 @@ def draw_slices(paths: dict[str, Path], target: Path) -> None:
         panels.append(Panel(precision.upper(), coloured(plane, found[precision])))
     for precision in PRECISIONS[1:]:
         panels.append(Panel(f"{precision.upper()} differs", marked(plane, found[precision] != found["fp32"])))
-    save_panels(panels, target, names=AMOS_LABELS, zoom=1)
+    save_panels(panels, target, names=AMOS_LABELS, columns=4)
 
 
 def draw_dice(precisions: dict[str, Any], target: Path) -> None:
     """Dice to the truth of each organ, a bar for each precision."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     organs = precisions["fp32"]["organs"]
     figure, axes = pyplot.subplots(figsize=(9, 4.2))
     places = np.arange(len(organs))
@@ -105,6 +103,39 @@ def draw_dice(precisions: dict[str, Any], target: Path) -> None:
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, ncols=3)
+    _save(figure, target)
+
+
+def draw_layers(layers: list[dict[str, Any]], target: Path) -> None:
+    """The error of the logits with one layer in INT8, layer after layer as the graph has them."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(9, 3.6))
+    parts = [place_of(layer["name"]).part for layer in layers]
+    for part in dict.fromkeys(parts):
+        places = [index for index, one in enumerate(parts) if one == part]
+        errors = [layers[index]["sensitivity"]["relative_l2"] for index in places]
+        axes.bar(places, errors, 0.8, label=part)
+    axes.set_yscale("log")
+    axes.set_xticks([])
+    axes.set_xlabel("convolutions, in the order of the graph")
+    axes.set_ylabel("relative L2 of the logits")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
+    _save(figure, target)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # Without it every run would name the parts of an SVG otherwise.
+    matplotlib.rcParams["svg.hashsalt"] = "lhanet-export"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, target: Path) -> None:
     figure.tight_layout()
     figure.savefig(target, metadata={"Date": None})
 
@@ -137,6 +168,7 @@ def main(windows: int) -> None:
         facts["calibration"] = calibration_facts(read_json(folder / "calibration.json"))
         draw_slices(paths, PICTURES / "precision-slices.png")
     draw_dice(facts, PICTURES / "precision-dice.svg")
+    draw_layers(facts["calibration"]["layers"], PICTURES / "precision-layers.svg")
     write_json(FIGURES, facts)
 
 

@@ -62,17 +62,21 @@ def memory_plans(figures: dict[str, Any]) -> list[str]:
         weights, activations = row["weights_bytes"] / 1e6, row["activation_bytes"] / 1e6
         eager = EAGER_MB.get((row["preset"], row["max"], row["batch"]))
         rows.append((
-            row["preset"], f"{row['min']} to {row['max']}", str(row["batch"]), f"{weights:,.0f} MB",
-            f"{activations:,.0f} MB", f"{weights + activations:,.0f} MB", f"{eager:,} MB" if eager else "not known",
+            row["preset"], row["precision"].upper(), f"{row['min']} to {row['max']}", str(row["batch"]),
+            f"{weights:,.0f} MB", f"{activations:,.0f} MB", f"{weights + activations:,.0f} MB",
+            f"{eager:,} MB" if eager else "not known",
         ))  # fmt: skip
     return [
-        "## Memory of FP16 engines for an RTX 3060",
+        "## Memory of engines for an RTX 3060",
         "",
         f"Planned by TensorRT-RTX {figures['machine']['tensorrt-rtx']}, {figures['date']}; not run. The last column is "
         "the peak that the authors",
         "of the network report for eager FP32 on an RTX 3060 (2025-09-30).",
         "",
-        *table(("preset", "volumes", "batch", "weights", "activations", "together", "eager PyTorch FP32"), rows),
+        *table(
+            ("preset", "precision", "volumes", "batch", "weights", "activations", "together", "eager PyTorch FP32"),
+            rows,
+        ),
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,21 @@ import click
 from render_measurements import table
 
 from lhanet_export.conventions import AMOS_LABELS
+from lhanet_export.export.work import title_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES = DOCS / "measurements"
 #: What the reference network should reach: the final head as a share of its ceiling, and the finest head's Dice.
 FINAL_GOAL, FINE_GOAL = 0.9, 0.75
 HEADS = {"ceiling of the final head": "ceiling", "final": "final head", "deep0": "finest deep-supervision head"}
-#: Layers that the page lists, of those that cost most.
-SHOWN_LAYERS = 12
+#: What INT8 should need at full width: bytes of weights, and memory as a share of FP16's.
+INT8_WEIGHTS_GOAL, INT8_MEMORY_GOAL = 330e6, 0.75
 
 
 def demo_page() -> str:
     """The card of the reference network."""
     figures, training = _figures("demo.json"), _figures("demo-training.json")
-    settings, dice = training["training"], figures["dice"]
+    settings, heads, dice = training["training"], training["head_losses"], figures["dice"]
     patch = "x".join(map(str, settings["patch"]))
     rows = [
         (organ, *(f"{dice[head]['organs'][organ]:.3f}" for head in HEADS))
@@ -63,7 +65,9 @@ def demo_page() -> str:
         _paragraph(
             f"`python scripts/train_demo.py`: preset {settings['preset']}, width {settings['width']},",
             f"{settings['steps']:,} steps of {settings['batch']} windows of {patch} voxels, AdamW, cross-entropy and",
-            "Dice on the final head and the four deep-supervision heads; batch norms fixed after",
+            "Dice on the final head and the four deep-supervision heads; the final head counts",
+            f"{heads[0]['weight'] / heads[1]['weight']:g} times as much as the finest one, with a cross-entropy of",
+            f"weight {heads[0]['cross_entropy']:g}. Batch norms are fixed after",
             f"{settings['fixed_norms_from']:.0%} of the steps. It took {training['seconds'] / 60:.0f} minutes on",
             f"{training['machine']['cpu']}, {settings['threads']} threads ({training['date']}, torch",
             f"{training['machine']['torch']}{note}). The weights are stored in FP16,",
@@ -119,16 +123,6 @@ def precision_page() -> str:
         )
         for precision, facts in ((precision, figures[precision]) for precision in scores)
     ]  # fmt: skip
-    layers = sorted(calibration["layers"], key=lambda layer: -layer["sensitivity"]["relative_l2"])[:SHOWN_LAYERS]
-    costs = [
-        (
-            layer["name"],
-            f"{layer['sensitivity']['relative_l2']:.1e}",
-            f"{layer['clipped']:.2%}",
-            f"{layer['weight_noise']:.1e}",
-        )
-        for layer in layers
-    ]
     ways = [
         (
             way["method"], way["clip"], "yes" if way["corrected"] else "no", f"{way['error']['relative_l2']:.4f}",
@@ -170,16 +164,80 @@ def precision_page() -> str:
         "",
         *table(("activations", "weights", "biases corrected", "relative L2", "labels equal", "Dice to FP32"), ways),
         "",
+        *layer_section(calibration),
+        *full_width_section(_figures("memory_plans.json")),
+    ])  # fmt: skip
+
+
+def layer_section(calibration: dict[str, Any]) -> list[str]:
+    """What INT8 in each layer alone does, and which convolutions stay in FP16."""
+    total = sum(layer["multiply_adds"] for layer in calibration["layers"]) / calibration["share_of_multiply_adds"]
+    quantized = [
+        (
+            title_of(layer["name"]), f"{layer['multiply_adds'] / total:.1%}",
+            f"{layer['sensitivity']['relative_l2']:.1e}", f"{layer['sensitivity']['labels_changed']:.3%}",
+            f"{layer['clipped']:.2%}", f"{layer['weight_noise']:.1e}",
+        )
+        for layer in sorted(calibration["layers"], key=lambda layer: -layer["sensitivity"]["relative_l2"])
+    ]  # fmt: skip
+    kept = Counter(calibration["kept"].values())
+    return [
         "## INT8, layer by layer",
         "",
         _paragraph(
             f"Scales by {calibration['method']}, {calibration['share_of_multiply_adds']:.1%} of the multiply-adds in",
-            "INT8. The layers that cost most, each quantized alone:",
+            f"INT8: {len(quantized)} convolutions, each of them here the only one that is quantized, on one window.",
         ),
         "",
-        *table(("layer", "error of the logits", "clipped", "weight noise"), costs),
+        "![relative error of the logits with one convolution in INT8](figures/precision-layers.svg)",
         "",
-    ])  # fmt: skip
+        f"<details><summary>All {len(quantized)} convolutions in INT8, those that cost most first</summary>",
+        "",
+        *table(
+            ("layer", "multiply-adds", "error of the logits", "labels changed", "inputs clipped", "weight noise"),
+            quantized,
+        ),
+        "",
+        "</details>",
+        "",
+        "What stays in FP16:",
+        "",
+        *table(("convolutions", "why"), [(str(count), reason) for reason, count in kept.items()]),
+        "",
+    ]
+
+
+def full_width_section(plans: dict[str, Any]) -> list[str]:
+    """Planned memory of INT8 engines beside FP16 ones of the same network and sizes."""
+    halves = {(row["preset"], row["max"], row["batch"]): row for row in plans["rows"] if row["precision"] == "fp16"}
+    rows = []
+    for row in plans["rows"]:
+        if row["precision"] != "int8":
+            continue
+        half = halves[row["preset"], row["max"], row["batch"]]
+        both = [one["weights_bytes"] + one["activation_bytes"] for one in (half, row)]
+        light, share = row["weights_bytes"] <= INT8_WEIGHTS_GOAL, both[1] / both[0]
+        rows.append((
+            row["preset"], f"{row['min']} to {row['max']}", f"{row['share_of_multiply_adds']:.1%}",
+            f"{both[0] / 1e6:,.0f} MB", f"{both[1] / 1e6:,.0f} MB", f"{row['weights_bytes'] / 1e6:,.0f} MB",
+            f"{share:.1%}", "yes" if light and share <= INT8_MEMORY_GOAL else "**no**",
+        ))  # fmt: skip
+    names = (
+        "preset", "volumes", "multiply-adds in INT8", "FP16 engine", "INT8 engine", "of it weights", "INT8 of FP16",
+        f"weights up to {INT8_WEIGHTS_GOAL / 1e6:.0f} MB and memory up to {INT8_MEMORY_GOAL:.0%}",
+    )  # fmt: skip
+    return [
+        "## Memory at full width",
+        "",
+        _paragraph(
+            f"Engines for an RTX 3060 as TensorRT-RTX {plans['machine']['tensorrt-rtx']} plans them; not run. Weights",
+            "by rule, calibrated on phantoms: what INT8 does to the organs at full width was not measured, because no",
+            f"trained network of that size was at hand. `python scripts/memory_plans.py`, {plans['date']}.",
+        ),
+        "",
+        *table(names, rows),
+        "",
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -83,16 +83,19 @@ def _say_trials(decision: Decision, show: Show) -> None:
 
 
 def _say_layers(decision: Decision, report: Int8Report, show: Show) -> None:
+    from lhanet_export.export.work import title_of
+
     total = sum(report.multiply_adds.values()) / report.share
     quantized = [
         (
-            _layer(layer.name), f"{report.multiply_adds[layer.name] / total:.1%}", f"{layer.scale:.3g}",
-            f"{layer.clipped:.3%}", f"{layer.weight_noise:.1e}", _sensitivity(decision, layer.name), "INT8",
+            title_of(layer.name), f"{report.multiply_adds[layer.name] / total:.1%}", f"{layer.scale:.3g}",
+            f"{layer.clipped:.3%}", f"{layer.weight_noise:.1e}", _sensitivity(decision, layer.name),
+            "INT8; 0 on every scan" if layer.silent else "INT8",
         )
         for layer in report.layers
     ]  # fmt: skip
     kept = [
-        (_layer(name), "", "", "", "", _sensitivity(decision, name), f"FP16: {reason}")
+        (title_of(name), "", "", "", "", _sensitivity(decision, name), f"FP16: {reason}")
         for name, reason in decision.choice.options.keep.items()
     ]
     logits = any(layer.relative_l2 is not None for layer in decision.layers.values())
@@ -106,13 +109,3 @@ def _say_layers(decision: Decision, report: Int8Report, show: Show) -> None:
 def _sensitivity(decision: Decision, name: str) -> str:
     found = decision.layers.get(name)
     return f"{found.size:.2%}" if found else ""
-
-
-def _layer(name: str) -> str:
-    """Where a convolution is, in a branch by level, scale and piece."""
-    from lhanet_export.export.work import place_of
-
-    place = place_of(name)
-    if place.piece:
-        return f"{place.part}, {place.branch}, {place.piece}"
-    return name.removeprefix("/").removesuffix("/Conv")

@@ -224,6 +224,14 @@ def place_of(node_name: str) -> Place:
     return _in_level(f"level {index}", scopes[1:], operator) if module == "pmsa" else Place(part=OTHER)
 
 
+def title_of(node_name: str) -> str:
+    """What to call a node before people: its place, where that says it all, else its name without the operator."""
+    place = place_of(node_name)
+    if place.piece:
+        return f"{place.part}, {place.branch}, {place.piece}"
+    return node_name.removeprefix("/").rpartition("/")[0]
+
+
 def _in_level(level: str, scopes: Sequence[str], operator: str) -> Place:
     module, _, index = scopes[0].partition(".") if scopes else ("", "", "")
     if module in ("", *_FUSION_MODULES):

@@ -22,6 +22,7 @@ from lhanet_export.precision.int8 import SMALLEST_SCALE, Int8Options, convolutio
 from lhanet_export.precision.refine import corrected_biases
 from lhanet_export.precision.scales import LEVELS, METHODS
 from lhanet_export.precision.sessions import GraphSession
+from lhanet_export.precision.silent import silent_bounds
 from lhanet_export.progress import SILENT, Progress
 
 #: Dice by class between two label maps (N,D,H,W), the first of them the reference.
@@ -159,11 +160,16 @@ def needs_stem(source: OnnxArtifact) -> bool:
 def without_scale(source: OnnxArtifact, ranges: Ranges, options: Int8Options) -> dict[str, str]:
     """For `Int8Options.keep`: the convolutions whose input gives no scale on the calibration volumes, with the reason.
 
-    A trained network may have branches that are 0 everywhere; one of them is no reason to refuse the others.
+    A trained network may have branches that are nearly 0 everywhere; one of them is no reason to refuse the others.
     """
+    model = ir.load(source.path)
+    silent = silent_bounds(model, ranges.tensors)
     kept = {}
-    for conv in convolutions(ir.load(source.path), options):
-        if conv.reason is None and (largest := abs(ranges.tensors[conv.tensor].largest)) < 2 * SMALLEST_SCALE * LEVELS:
+    for conv in convolutions(model, options):
+        if conv.reason is not None:
+            continue
+        largest = silent.get(conv.tensor, ranges.tensors[conv.tensor].largest)
+        if largest < 2 * SMALLEST_SCALE * LEVELS:
             kept[conv.name] = f"no scale: its input goes up to {largest:.2g} on the calibration volumes"
     return kept
 

@@ -25,7 +25,7 @@ from lhanet_export.precision.sensitivity import Sensitivity, logit_sensitivities
 from lhanet_export.progress import SILENT, Progress
 
 #: Goes up whenever the same windows would give another decision.
-VERSION = 1
+VERSION = 2
 AUTO = "auto"
 #: Larger networks get their layers' own errors instead of the logits': a run a layer would take them an hour.
 _MOST_MULTIPLY_ADDS = 60 * 10**9

@@ -36,6 +36,7 @@ from lhanet_export.errors import RefusedInput
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 #: From here on FP16 rounds to infinity: half a step above its largest number, 65,504.
 HALF_OVERFLOW = 65520.0
+HALF_LARGEST = float(np.finfo(np.float16).max)
 #: Below this magnitude FP16 has fewer than its 11 significant bits.
 HALF_SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 #: The smallest number above 0.

@@ -38,6 +38,7 @@ from lhanet_export.precision.calibrate import Ranges, graph_sha256
 from lhanet_export.precision.channels import ChannelWeights, quantize_weights
 from lhanet_export.precision.fp16 import Fp16Report, convert_to_fp16
 from lhanet_export.precision.scales import LEVELS, bound_of
+from lhanet_export.precision.silent import silent_bounds
 from lhanet_export.progress import SILENT, Progress
 
 INT8, FLOAT, HALF = ir.DataType.INT8, ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -91,7 +92,8 @@ class Int8Options:
 class QuantizedLayer:
     """What quantization did to one convolution.
 
-    `scale` is the input's; `clipped` the share of its values (other than 0) beyond it on the calibration volumes.
+    `scale` is the input's; `clipped` the share of its values (other than 0) beyond it on the calibration volumes;
+    `silent` whether they were all 0, and the scale follows from the layer before (`precision.silent`).
     `weight_noise` is the weights' squared error relative to their squares.
     """
 
@@ -99,6 +101,7 @@ class QuantizedLayer:
     tensor: str
     scale: float
     clipped: float
+    silent: bool
     weight_noise: float
     weights: int
 
@@ -249,7 +252,7 @@ def quantize(
         for conv in convolutions(model, options)
         if conv.reason is None and (only is None or conv.name in only)
     }
-    inserter = _Inserter(model.graph, ranges, options, biases)
+    inserter = _Inserter(model, ranges, options, biases)
     layers = tuple(inserter.quantize(node) for node in list(model.graph) if node.name in chosen)
     model.opset_imports[""] = OPSET
     RemoveUnusedNodesPass()(model)
@@ -281,9 +284,10 @@ def to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
 class _Inserter:
     """Puts Q/DQ around convolutions of one graph; tensors that several of them read are quantized once."""
 
-    def __init__(self, graph: ir.Graph, ranges: Ranges, options: Int8Options, biases: Mapping[str, np.ndarray]) -> None:
-        self._graph, self._ranges, self._options, self._biases = graph, ranges, options, biases
-        self._zero = _initializer(graph, "zero_point", np.array(0, np.int8))
+    def __init__(self, model: ir.Model, ranges: Ranges, options: Int8Options, biases: Mapping[str, np.ndarray]) -> None:
+        self._graph, self._ranges, self._options, self._biases = model.graph, ranges, options, biases
+        self._silent = silent_bounds(model, ranges.tensors)
+        self._zero = _initializer(model.graph, "zero_point", np.array(0, np.int8))
         self._inputs: dict[ir.Value, tuple[ir.Value, float]] = {}
 
     def quantize(self, node: ir.Node) -> QuantizedLayer:
@@ -317,6 +321,7 @@ class _Inserter:
             tensor=str(source.name),
             scale=scale,
             clipped=self._ranges.tensors[str(source.name)].clipped(scale * LEVELS),
+            silent=str(source.name) in self._silent,
             weight_noise=channels.noise,
             weights=weights.size,
         )
@@ -341,12 +346,14 @@ class _Inserter:
         seen = self._ranges.tensors.get(tensor)
         if seen is None:
             raise RefusedInput(f"there is no range of {tensor}; measure the ranges again")
-        bound = bound_of(tensor, seen, self._options.method)
+        bound = largest = self._silent.get(tensor, seen.largest)
+        if tensor not in self._silent:
+            bound = bound_of(tensor, seen, self._options.method)
         # A method may clip at a small part of what was seen; the smallest scale then clips less than it wants.
         scale = max(float(np.float16(bound / LEVELS)), SMALLEST_SCALE)
-        if seen.largest < SMALLEST_SCALE * LEVELS or not scale < np.inf:
+        if largest < SMALLEST_SCALE * LEVELS or not scale < np.inf:
             raise RefusedInput(
-                f"{tensor} goes up to {seen.largest:.3g} on the calibration volumes: FP16 has no scale for that"
+                f"{tensor} goes up to {largest:.3g} on the calibration volumes: FP16 has no scale for that"
             )
         return scale
 

@@ -23,12 +23,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
-from lhanet_export.precision.fp16 import FLOAT, HALF_SMALLEST, HALF_SMALLEST_NORMAL, nodes_on_image_data
+from lhanet_export.precision.fp16 import FLOAT, HALF_LARGEST, HALF_SMALLEST, HALF_SMALLEST_NORMAL, nodes_on_image_data
 from lhanet_export.precision.rounding import SELECTING
 from lhanet_export.progress import SILENT, Progress
 from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
 
-HALF_LARGEST = float(np.finfo(np.float16).max)
 #: The largest relative error of one rounding to FP16.
 HALF_ROUNDOFF = 2.0**-11
 

@@ -31,8 +31,14 @@ from lhanet_export.errors import GateFailed
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.files import scratch_folder
 from lhanet_export.precision.convert import fp16_from_fp32
-from lhanet_export.precision.fp16 import HALF_OVERFLOW, HALF_SMALLEST_NORMAL, convert_to_fp16, nodes_on_image_data
-from lhanet_export.precision.ranges import HALF_LARGEST, NodeRange, activation_ranges
+from lhanet_export.precision.fp16 import (
+    HALF_LARGEST,
+    HALF_OVERFLOW,
+    HALF_SMALLEST_NORMAL,
+    convert_to_fp16,
+    nodes_on_image_data,
+)
+from lhanet_export.precision.ranges import NodeRange, activation_ranges
 from lhanet_export.precision.recipe import CaseError, Cost, KeptNode, Measured, PrecisionRecipe
 from lhanet_export.progress import SILENT, Progress
 

@@ -65,27 +65,32 @@ def upright(plane: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(plane[::-1, ::-1].T)
 
 
-def save_panels(panels: Sequence[Panel], target: Path, *, names: Sequence[str] = (), zoom: int = 2) -> None:
-    """Write panels side by side as a PNG, `zoom` pixels a voxel, with a legend of `names` (by class, 0 left out)."""
+def save_panels(
+    panels: Sequence[Panel], target: Path, *, names: Sequence[str] = (), zoom: int = 2, columns: int | None = None
+) -> None:
+    """Write panels side by side, or in rows of `columns`, as a PNG with a legend of `names` (by class, 0 left out).
+
+    A voxel takes `zoom` pixels.
+    """
     font = ImageFont.load_default(15)
-    sizes = [(panel.pixels.shape[1] * zoom, panel.pixels.shape[0] * zoom) for panel in panels]
-    width = sum(across for across, _ in sizes) + _MARGIN * (len(panels) + 1)
-    rows = _legend_rows(names, width, font)
-    height = max(down for _, down in sizes) + 2 * _MARGIN + _LINE * (1 + len(rows)) + (_MARGIN if rows else 0)
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    across = columns or len(panels)
+    wide = max(panel.pixels.shape[1] for panel in panels) * zoom + _MARGIN
+    high = max(panel.pixels.shape[0] for panel in panels) * zoom + _MARGIN + _LINE
+    width = across * wide + _MARGIN
+    legend = _legend_rows(names, width, font)
+    below = -(-len(panels) // across) * high + _MARGIN
+    sheet = Image.new("RGB", (width, below + _LINE * len(legend) + (_MARGIN if legend else 0)), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    left = _MARGIN
-    for panel, size in zip(panels, sizes, strict=True):
-        draw.text((left, _MARGIN), panel.title, _TEXT, font)
-        picture = Image.fromarray(panel.pixels).resize(size, Image.Resampling.NEAREST)
-        sheet.paste(picture, (left, _MARGIN + _LINE))
-        left += size[0] + _MARGIN
-    top = max(down for _, down in sizes) + 2 * _MARGIN + _LINE
-    for row in rows:
+    for index, panel in enumerate(panels):
+        left, top = _MARGIN + index % across * wide, _MARGIN + index // across * high
+        draw.text((left, top), panel.title, _TEXT, font)
+        size = (panel.pixels.shape[1] * zoom, panel.pixels.shape[0] * zoom)
+        sheet.paste(Image.fromarray(panel.pixels).resize(size, Image.Resampling.NEAREST), (left, top + _LINE))
+    for row in legend:
         for x, index, name in row:
-            draw.rectangle((x, top + 4, x + 12, top + 16), tuple(COLOURS[index].astype(int).tolist()))
-            draw.text((x + 18, top), name, _TEXT, font)
-        top += _LINE
+            draw.rectangle((x, below + 4, x + 12, below + 16), tuple(COLOURS[index].astype(int).tolist()))
+            draw.text((x + 18, below), name, _TEXT, font)
+        below += _LINE
     with staged(target) as (path,):
         sheet.save(path, "PNG")
 

@@ -25,10 +25,10 @@ COMMANDS = [line for line in README.splitlines() if line.startswith("lhanet-expo
 
 
 @pytest.fixture(scope="module")
-def readers_folder(narrow_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def readers_folder(narrow_resnet_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what a reader of the README has: a checkpoint, names for its classes, and scans."""
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "best_model.pth").write_bytes(narrow_checkpoint.read_bytes())
+    (folder / "best_model.pth").write_bytes(narrow_resnet_checkpoint.read_bytes())
     (folder / "classes.txt").write_text("background\nliver\nspleen\nleft kidney\nright kidney\n", encoding="utf-8")
     for name, seeds in (("scans", range(4)), ("other-scans", range(4, 6))):
         (folder / name).mkdir()
@@ -51,6 +51,8 @@ def test_commands_of_the_readme(line: str, readers_folder: Path, monkeypatch: py
         lambda _, shape: Planned(weights_bytes=600 * 10**6, activation_bytes=215 * math.prod(shape)),
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(readers_folder / "cache"))
+    # `calibrate` would run a hundred windows of the public patch; here they are of a sixth of its size.
+    monkeypatch.setattr("lhanet_export.quantize.window_in", lambda _: (33, 48, 48))
     # The reader's checkpoint is not trained: it has no organs that INT8 could keep, and the gate says so.
     is_refused = line.startswith("lhanet-export verify model.int8.onnx")
     assert run(shlex.split(line)[1:]) == (2 if is_refused else 0)
@@ -99,13 +101,11 @@ def test_deploy_finds_what_has_to_stay_fp32(
     assert graph.facts["precision_recipe"]["keep"] == kept
     assert "precision recipe" in capsys.readouterr().out
 
-    # The recipe that was found makes the same graph again, without a search; without it the graph overflows.
-    whole, again, plain = (tmp_path / f"{name}.onnx" for name in ("whole", "again", "plain"))
+    # The recipe that was found makes the same graph again, without a search.
+    again = tmp_path / "again.onnx"
     assert run(["onnx", str(checkpoint), "-o", str(again), "--precision", "fp16", "--recipe", str(recipe)]) == 0
     assert run(["verify", str(again), "--checkpoint", str(checkpoint), "--shape", "32x48x48"]) == 0
-    assert run(["onnx", str(checkpoint), "-o", str(plain), "--precision", "fp16"]) == 0
-    assert run(["verify", str(plain), "--checkpoint", str(checkpoint), "--shape", "32x48x48"]) == 2
-    assert run(["onnx", str(checkpoint), "-o", str(whole), "--recipe", str(recipe)]) == 2
+    assert run(["onnx", str(checkpoint), "-o", str(tmp_path / "whole.onnx"), "--recipe", str(recipe)]) == 2
     assert "--recipe belongs to --precision fp16" in capsys.readouterr().err
 
 

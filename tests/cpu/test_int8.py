@@ -26,6 +26,7 @@ from lhanet_export.precision.int8 import (
     to_fp16,
 )
 from lhanet_export.precision.rounding import with_rounding
+from lhanet_export.precision.scales import BINS, Magnitudes
 from lhanet_export.precision.sessions import GraphSession
 from lhanet_export.verify.inputs import bodies
 from tests.cpu.conftest import CHECKPOINT
@@ -277,3 +278,45 @@ def test_tiny_activations_are_refused(source: OnnxArtifact, ranges: Ranges) -> N
     keep = without_scale(source, broken, Int8Options())
     assert {conv.tensor for conv in convolutions(ir.load(source.path)) if conv.name in keep} == {name}
     quantize(ir.load(source.path), broken, Int8Options(keep=keep))
+
+
+ORGAN = "/pmsa.1/scale_attentions.2/organ_conv"
+
+
+def _silenced(ranges: Ranges, tensor: str) -> Ranges:
+    """The ranges as they were if a tensor had been 0 on every volume."""
+    never = Magnitudes(minimum=0, maximum=0, counts=np.zeros(BINS))
+    return Ranges(key=ranges.key, tensors={**ranges.tensors, tensor: never})
+
+
+def test_a_branch_that_was_never_seen_alive_gets_the_bound_of_its_weights(source: OnnxArtifact, ranges: Ranges) -> None:
+    plain = {node.name: node for node in ir.load(source.path).graph}
+    tensor = str(plain[f"{ORGAN}/Conv"].inputs[0].name)
+    silenced = _silenced(ranges, tensor)
+    assert without_scale(source, silenced, Int8Options()) == {}
+    model = ir.load(source.path)
+    layer = next(one for one in quantize(model, silenced, Int8Options()) if one.tensor == tensor)
+
+    before = plain[f"{ORGAN.replace('organ_conv', 'context_conv/context_conv.0')}/Conv"]
+    weights, biases = _constant(before, 1), _constant(before, 2)
+    bound = (np.abs(weights).sum((1, 2, 3, 4)) * ranges.tensors[str(before.inputs[0].name)].largest + biases).max()
+    assert layer.silent and layer.clipped == 0
+    assert layer.scale == pytest.approx(bound / 127, rel=1e-3)
+    # Should it wake on some other volume after all, nothing of it is cut off.
+    down = next(node for node in model.graph if node.name == f"{ORGAN}/QuantizeLinear")
+    asked = [str(down.inputs[0].name), f"{ORGAN}/DequantizeLinear_output_0"]
+    real, stored = GraphSession(model, source, asked).values(asked, bodies(SHAPE, 11)).values()
+    assert real.max() > 0 and np.abs(stored - real).max() <= 0.501 * layer.scale
+
+
+def test_what_nothing_bounds_has_no_scale(source: OnnxArtifact, ranges: Ranges) -> None:
+    # Attention's result: no convolution and ReLU stand before it.
+    context = ORGAN.replace("organ_conv", "context_conv/context_conv.0/Conv")
+    tensor = next(conv.tensor for conv in convolutions(ir.load(source.path)) if conv.name == context)
+    silenced = _silenced(ranges, tensor)
+    with pytest.raises(RefusedInput, match="is 0 everywhere on the calibration volumes"):
+        quantize(ir.load(source.path), silenced, Int8Options())
+    assert context in without_scale(source, silenced, Int8Options())
+    # Nor is there one behind a convolution of which nothing was seen either.
+    behind = str({node.name: node for node in ir.load(source.path).graph}[f"{ORGAN}/Conv"].inputs[0].name)
+    assert set(without_scale(source, _silenced(silenced, behind), Int8Options())) >= {context, f"{ORGAN}/Conv"}
