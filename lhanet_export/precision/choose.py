@@ -87,12 +87,17 @@ class Judge:
             raise RefusedInput(f"{source.path} gives labels; INT8 is chosen by logits, so export it with those")
         if not held_out:
             raise RefusedInput("no windows are left to choose the method on")
-        self._source, self._images, self._dice = source, held_out, dice
+        self.images = tuple(held_out)
+        self._source, self._dice = source, dice
         self._wanted = self._outputs(ir.load(source.path))
 
-    def error(self, model: ir.Model, windows: int | None = None) -> Error:
-        """Of a graph that `quantize` made, on all windows or the first few."""
-        found, wanted = self._outputs(model, windows), self._wanted[:windows]
+    def error(self, model: ir.Model) -> Error:
+        """Of a graph that `quantize` made, on all windows."""
+        return self.error_of(self._outputs(model))
+
+    def error_of(self, found: np.ndarray) -> Error:
+        """Of logits (N,K,D,H,W) of the first N windows."""
+        wanted = self._wanted[: len(found)]
         labels, reference = found.argmax(1), wanted.argmax(1)
         counts = np.bincount(reference.ravel())
         dice = self._dice(reference, labels)
@@ -103,9 +108,9 @@ class Judge:
             dice=float(np.mean(organs)) if organs else 0.0,
         )
 
-    def _outputs(self, model: ir.Model, windows: int | None = None) -> np.ndarray:
+    def _outputs(self, model: ir.Model) -> np.ndarray:
         session = GraphSession(model, self._source)
-        return np.concatenate([session.output(image.voxels) for image in self._images[:windows]])
+        return np.concatenate([session.output(image.voxels) for image in self.images])
 
 
 def choose(

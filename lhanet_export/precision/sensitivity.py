@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from lhanet_export.export.artifact import OnnxArtifact
@@ -12,6 +13,9 @@ from lhanet_export.precision.choose import Judge
 from lhanet_export.precision.int8 import Int8Options, convolutions, quantize, result_of
 from lhanet_export.precision.sessions import GraphSession
 from lhanet_export.progress import SILENT, Progress
+
+#: The input that says which convolution is quantized.
+_CHOSEN = "quantized_layer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +46,37 @@ def logit_sensitivities(
     judge: Judge,
     progress: Progress = SILENT,
 ) -> dict[str, Sensitivity]:
-    """The error of the logits on the judge's first window with one convolution quantized and all others in FP32."""
-    names = [conv.name for conv in convolutions(ir.load(source.path), options) if conv.reason is None]
+    """The error of the logits on the judge's first window with one convolution quantized and all others in FP32.
+
+    One graph serves for all of them, because opening one takes longer than running it: it holds each convolution in
+    both forms, and a further input says which one takes the quantized form.
+    """
+    model = ir.load(source.path)
+    graph = model.graph
+    twins = _add_twins(model, ranges, options)
+    chosen = ir.Value(name=_CHOSEN, shape=ir.Shape(()), type=ir.TensorType(ir.DataType.INT64))
+    graph.inputs.append(chosen)
+    for index, (name, twin) in enumerate(twins.items()):
+        exact, rounded = result_of(graph, name), result_of(graph, twin)
+        number = ir.Value(name=f"{twin}/index", const_value=ir.tensor(np.int64(index), name=f"{twin}/index"))
+        graph.register_initializer(number)
+        equal = ir.node("Equal", [chosen, number], name=f"{twin}/Equal")
+        either = ir.node("Where", [equal.outputs[0], rounded, exact], name=f"{twin}/Where")
+        for node in (equal, either):
+            node.outputs[0].name = f"{node.name}_output_0"
+        either.outputs[0].dtype, either.outputs[0].shape = ir.DataType.FLOAT, exact.shape
+        exact.replace_all_uses_with(either.outputs[0], replace_graph_outputs=True)
+        either.replace_input_with(2, exact)
+        last = rounded.producer()
+        assert last is not None
+        graph.insert_after(last, [equal, either])
+    del graph.outputs[1:]
+    session = GraphSession(model, source)
     found = {}
-    with progress.step("sensitivity of layers", total=len(names)) as advance:
-        for name in names:
-            model = ir.load(source.path)
-            quantize(model, ranges, options, only={name})
-            error = judge.error(model, windows=1)
+    with progress.step("sensitivity of layers", total=len(twins)) as advance:
+        for index, name in enumerate(twins):
+            logits = session.output(judge.images[0].voxels, **{_CHOSEN: np.array(index)})
+            error = judge.error_of(logits)
             found[name] = Sensitivity(relative_l2=error.relative_l2, labels_changed=error.labels_changed)
             advance(1)
     return found
@@ -61,17 +88,7 @@ def output_sensitivities(
     """The error of each convolution's output on the same FP32 input, all from one run."""
     model = ir.load(source.path)
     graph = model.graph
-    names = [conv.name for conv in convolutions(model, options) if conv.reason is None]
-    twins = {name: f"/twin{name}" for name in names}
-    for node in list(graph):
-        if node.name in twins:
-            twin = ir.Node("", "Conv", node.inputs, node.attributes.values(), num_outputs=1, name=twins[node.name])
-            value = twin.outputs[0]
-            value.name, value.dtype, value.shape = f"{twin.name}_output_0", ir.DataType.FLOAT, node.outputs[0].shape
-            graph.insert_after(node, twin)
-            # Something has to read it, or it is removed with what is not used.
-            graph.outputs.append(value)
-    quantize(model, ranges, options, only=set(twins.values()))
+    twins = _add_twins(model, ranges, options)
     asked = []
     for name, twin_name in twins.items():
         exact, rounded = result_of(graph, name), result_of(graph, twin_name)
@@ -83,10 +100,29 @@ def output_sensitivities(
     with progress.step("error of layers"):
         values = GraphSession(model, source, asked).values(asked, image.voxels)
     found = {}
-    for name in names:
+    for name in twins:
         noise, signal = (float(values[f"{name}/{what}"]) for what in ("noise", "signal"))
         found[name] = Sensitivity(noise=(noise / signal) ** 0.5 if signal else 0.0)
     return found
+
+
+def _add_twins(model: ir.Model, ranges: Ranges, options: Int8Options) -> dict[str, str]:
+    """Put a quantized twin beside each convolution that is to be INT8; the twins' names by the convolutions' names.
+
+    Twins' raw results are further outputs of the graph: something has to read them, or they are removed.
+    """
+    graph = model.graph
+    names = [conv.name for conv in convolutions(model, options) if conv.reason is None]
+    twins = {name: f"/twin{name}" for name in names}
+    for node in list(graph):
+        if node.name in twins:
+            twin = ir.Node("", "Conv", node.inputs, node.attributes.values(), num_outputs=1, name=twins[node.name])
+            value = twin.outputs[0]
+            value.name, value.dtype, value.shape = f"{twin.name}_output_0", ir.DataType.FLOAT, node.outputs[0].shape
+            graph.insert_after(node, twin)
+            graph.outputs.append(value)
+    quantize(model, ranges, options, only=set(twins.values()))
+    return twins
 
 
 def _appended(graph: ir.Graph, operator: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:

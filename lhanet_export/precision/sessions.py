@@ -43,9 +43,9 @@ class GraphSession:
         )
         self._batch = source.facts["batch"] or 1
 
-    def output(self, image: np.ndarray) -> np.ndarray:
-        """The graph's output for one volume (1,1,D,H,W) float32."""
-        result: np.ndarray = self._run([self._output], image)[0]
+    def output(self, image: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
+        """The graph's output for one volume (1,1,D,H,W) float32, and for what else it takes, by name."""
+        result: np.ndarray = self._run([self._output], image, **inputs)[0]
         return result[:1]
 
     def values(self, names: Sequence[str], image: np.ndarray) -> dict[str, np.ndarray]:
@@ -54,8 +54,8 @@ class GraphSession:
         found = dict(zip(inside, self._run(inside, image), strict=True)) if inside else {}
         return {name: image if name == _IMAGE else found[name] for name in names}
 
-    def _run(self, names: list[str], image: np.ndarray) -> list[np.ndarray]:
+    def _run(self, names: list[str], image: np.ndarray, **inputs: np.ndarray) -> list[np.ndarray]:
         # A graph for so many volumes at a time gets the same one as often; what is asked of it does not change.
         volumes = np.repeat(image, self._batch, axis=0)
-        result: list[np.ndarray] = self._session.run(names, {_IMAGE: volumes})
+        result: list[np.ndarray] = self._session.run(names, {_IMAGE: volumes, **inputs})
         return result

@@ -155,6 +155,12 @@ def test_sensitivity_of_layers(source: OnnxArtifact, ranges: Ranges, judge: Judg
     assert len(some) == 3
     found = logit_sensitivities(source, ranges, options, judge)
     assert found.keys() == some and all(0 < layer.size < 0.1 for layer in found.values())
+    for name, layer in found.items():
+        model = ir.load(source.path)
+        quantize(model, ranges, options, only={name})
+        alone = judge.error(model)
+        assert layer.relative_l2 == pytest.approx(alone.relative_l2, rel=1e-3)
+        assert layer.labels_changed == pytest.approx(alone.labels_changed, abs=1e-4)
     noise = output_sensitivities(source, ranges, options, _images([8])[0])
     assert noise.keys() == some and all(1e-3 < layer.size < 0.2 for layer in noise.values())
     # Of one of them, from the outputs themselves.
