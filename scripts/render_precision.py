@@ -186,8 +186,8 @@ def layer_section(calibration: dict[str, Any]) -> list[str]:
         "",
         _paragraph(
             f"Scales by {calibration['method']}, {calibration['share_of_multiply_adds']:.1%} of the multiply-adds in",
-            f"INT8: {len(quantized)} convolutions, each of them here the only one that is quantized, on one window. One",
-            "without a bar changes nothing: what it reads is 0.",
+            f"INT8: {len(quantized)} convolutions, each of them here the only one that is quantized, on one window.",
+            "One without a bar changes nothing: what it reads is 0.",
         ),
         "",
         "![relative error of the logits with one convolution in INT8](figures/precision-layers.svg)",
