@@ -9,8 +9,6 @@ training nor calibration has seen. `scripts/render_measurements.py` then writes 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 from _machine import machine
+from _scans import write_scans
 from phantom_picture import busiest_row, slice_labels
 
 from lhanet_export.cli.main import run
@@ -51,8 +50,7 @@ def make_graphs(folder: Path) -> dict[str, Path]:
     command("onnx", "demo", "-o", str(paths["fp32"]))
     command("onnx", "demo", "-o", str(paths["fp16"]), "--precision", "fp16")
     command("onnx", "demo", "-o", str(source), "--without", "short-convolutions")
-    builder = [sys.executable, str(ROOT / "calibration" / "build_phantoms.py"), "-o", str(scans)]
-    subprocess.run([*builder, "--count", str(CALIBRATION_PHANTOMS), "--spacing-mm", "1.5"], check=True)
+    write_scans(scans, CALIBRATION_PHANTOMS)
     report = folder / "calibration.json"
     command("calibrate", str(source), "--data", str(scans), "-o", str(paths["int8"]), "--json", str(report))
     return paths

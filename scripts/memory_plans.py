@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +20,8 @@ from typing import Any
 
 import click
 from _machine import machine
-from measure_deploy import FIGURES, REPOSITORY, command
+from _scans import write_scans
+from measure_deploy import FIGURES, command
 
 PLANS = FIGURES.with_name("memory_plans.json")
 CALIBRATION_PHANTOMS = 4
@@ -81,8 +80,7 @@ def fp16_graph(graph: Graph, folder: Path) -> tuple[Path, dict[str, Any]]:
 def int8_graph(graph: Graph, folder: Path) -> tuple[Path, dict[str, Any]]:
     """An INT8 graph: its share of multiply-adds, and how long its calibration takes, anew and from the cache."""
     plain, path, scans = folder / "plain.onnx", folder / "model.onnx", folder / "scans"
-    builder = [sys.executable, str(REPOSITORY / "calibration" / "build_phantoms.py"), "-o", str(scans)]
-    subprocess.run([*builder, "--count", str(CALIBRATION_PHANTOMS), "--spacing-mm", "1.5"], check=True)
+    write_scans(scans, CALIBRATION_PHANTOMS)
     command(
         "onnx", f"preset:{graph.preset}", "-o", str(plain), "--without", "short-convolutions", "--spatial",
         graph.spatial(graph.max[-1]), folder=folder,

@@ -273,7 +273,7 @@ def to_fp16(model: ir.Model, *, half_io: bool = False) -> Fp16Report:
             continue  # of a convolution that stays FP32
         assert scale is not None and scale.const_value is not None
         values = scale.const_value.numpy().astype(np.float16)
-        node.replace_input_with(1, _initializer(graph, f"{scale.name}_half", values))
+        node.replace_input_with(1, initializer(graph, f"{scale.name}_half", values))
         result.dtype = HALF
         for use in result.uses():
             use.node.outputs[0].replace_all_uses_with(result)
@@ -287,7 +287,7 @@ class _Inserter:
     def __init__(self, model: ir.Model, ranges: Ranges, options: Int8Options, biases: Mapping[str, np.ndarray]) -> None:
         self._graph, self._ranges, self._options, self._biases = model.graph, ranges, options, biases
         self._silent = silent_bounds(model, ranges.tensors)
-        self._zero = _initializer(model.graph, "zero_point", np.array(0, np.int8))
+        self._zero = initializer(model.graph, "zero_point", np.array(0, np.int8))
         self._inputs: dict[ir.Value, tuple[ir.Value, float]] = {}
 
     def quantize(self, node: ir.Node) -> QuantizedLayer:
@@ -308,10 +308,10 @@ class _Inserter:
             biases = rest[0].const_value.numpy()
         raw = node.outputs[0]
         sides = (1, -1) + (1,) * (weights.ndim - 2)
-        factors = _initializer(graph, f"{scope}/factors", channels.factors.reshape(sides))
+        factors = initializer(graph, f"{scope}/factors", channels.factors.reshape(sides))
         made = [_node("Mul", [raw, factors], f"{scope}/Mul", like=raw)]
         if biases is not None:
-            terms = _initializer(graph, f"{scope}/biases", biases.astype(np.float32).reshape(sides))
+            terms = initializer(graph, f"{scope}/biases", biases.astype(np.float32).reshape(sides))
             made.append(_node("Add", [made[0].outputs[0], terms], f"{scope}/Add", like=raw))
         raw.replace_all_uses_with(made[-1].outputs[0], replace_graph_outputs=True)
         made[0].replace_input_with(0, raw)
@@ -330,7 +330,7 @@ class _Inserter:
         """A value as it comes out of its Q/DQ pair, which stands before `reader`, and its scale."""
         if value not in self._inputs:
             number = self._scale(str(value.name))
-            scale = _initializer(self._graph, f"{value.name}_scale", np.array(number, np.float32))
+            scale = initializer(self._graph, f"{value.name}_scale", np.array(number, np.float32))
             scope = str(reader.name).rpartition("/")[0]
             down = _node("QuantizeLinear", [value, scale, self._zero], f"{scope}/QuantizeLinear", like=value)
             down.outputs[0].dtype = INT8
@@ -358,8 +358,8 @@ class _Inserter:
         return scale
 
     def _weights(self, weight: ir.Value, channels: ChannelWeights, reader: ir.Node, scope: str) -> ir.Value:
-        values = _initializer(self._graph, f"{weight.name}_int8", channels.values)
-        scale = _initializer(self._graph, f"{weight.name}_scale", np.array(channels.multiplier, np.float32))
+        values = initializer(self._graph, f"{weight.name}_int8", channels.values)
+        scale = initializer(self._graph, f"{weight.name}_scale", np.array(channels.multiplier, np.float32))
         up = _node("DequantizeLinear", [values, scale, self._zero], f"{scope}/DequantizeLinear_weight", like=weight)
         self._graph.insert_before(reader, up)
         return up.outputs[0]
@@ -378,7 +378,8 @@ def _node(operator: str, inputs: Sequence[ir.Value], name: str, *, like: ir.Valu
     return node
 
 
-def _initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    """A constant of this name that is added to the graph."""
     value = ir.Value(
         name=name,
         shape=ir.Shape(values.shape),

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.precision.calibrate import CalibrationImage, Ranges
 from lhanet_export.precision.choose import Judge
-from lhanet_export.precision.int8 import Int8Options, convolutions, quantize, result_of
+from lhanet_export.precision.int8 import Int8Options, convolutions, initializer, quantize, result_of
 from lhanet_export.precision.sessions import GraphSession
 from lhanet_export.progress import SILENT, Progress
 
@@ -58,8 +58,7 @@ def logit_sensitivities(
     graph.inputs.append(chosen)
     for index, (name, twin) in enumerate(twins.items()):
         exact, rounded = result_of(graph, name), result_of(graph, twin)
-        number = ir.Value(name=f"{twin}/index", const_value=ir.tensor(np.int64(index), name=f"{twin}/index"))
-        graph.register_initializer(number)
+        number = initializer(graph, f"{twin}/index", np.array(index))
         equal = ir.node("Equal", [chosen, number], name=f"{twin}/Equal")
         either = ir.node("Where", [equal.outputs[0], rounded, exact], name=f"{twin}/Where")
         for node in (equal, either):
