@@ -67,7 +67,8 @@ def demo_page() -> str:
             f"{settings['steps']:,} steps of {settings['batch']} windows of {patch} voxels, AdamW, cross-entropy and",
             "Dice on the final head and the four deep-supervision heads; the final head counts",
             f"{heads[0]['weight'] / heads[1]['weight']:g} times as much as the finest one, with a cross-entropy of",
-            f"weight {heads[0]['cross_entropy']:g}. Batch norms are fixed after",
+            f"weight {heads[0]['cross_entropy']:g}. Dice is counted over the last windows together. Batch norms are "
+            "fixed after",
             f"{settings['fixed_norms_from']:.0%} of the steps. It took {training['seconds'] / 60:.0f} minutes on",
             f"{training['machine']['cpu']}, {settings['threads']} threads ({training['date']}, torch",
             f"{training['machine']['torch']}{note}). The weights are stored in FP16,",
