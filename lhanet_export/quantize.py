@@ -49,6 +49,7 @@ def int8_from_scans(
     data: Path,
     *,
     method: str = "auto",
+    keep_organs: bool = True,
     windows: int = CALIBRATION_WINDOWS,
     cache: Path | None = None,
     assume_hu: bool = False,
@@ -56,7 +57,8 @@ def int8_from_scans(
 ) -> Quantized:
     """Write the INT8 form of an FP32 graph, with scales from `windows` windows of the scans in `data`.
 
-    A quarter of the windows gives no ranges: on them the ways to INT8 are compared. With `cache` the ranges are
+    A quarter of the windows gives no ranges: on them the ways to INT8 are compared, and unless `keep_organs` is off,
+    layers that cost organs stay FP16. With `cache` the ranges are
     kept in that file and the choice beside it, and both are read again for the same graph and scans.
     `RefusedInput` for too few or unusable scans, for a graph that INT8 is not made from, and for a cache of another
     graph or other scans; no graph is written then.
@@ -74,7 +76,7 @@ def int8_from_scans(
     images, held_out = images[:kept], images[kept:]
     ranges = calibrate(source, images, tensors, cache=cache, progress=progress)
     decision = decide(
-        source, ranges, images, held_out, dice_per_class, method=method,
+        source, ranges, images, held_out, dice_per_class, method=method, keep_organs=keep_organs,
         cache=cache.with_name(f"{cache.name}.choice.npz") if cache else None, progress=progress,
     )  # fmt: skip
     choice = decision.choice

@@ -33,6 +33,10 @@ METHODS = ("min-max", "percentile-99.999", "percentile-99.99", "entropy", "mse")
     help="How scales follow from what was seen; auto takes what was measured to be best.",
 )  # fmt: skip
 @click.option(
+    "--keep", type=click.Choice(("auto", "none")), default="auto", show_default=True,
+    help="Which layers go back to FP16: auto those that cost organs, where organs are lost; none has the least memory.",
+)  # fmt: skip
+@click.option(
     "--windows", type=click.IntRange(CALIBRATION_WINDOWS, 1024), default=CALIBRATION_WINDOWS, show_default=True,
     help="How many windows of the scans to run. A quarter of them is held out to choose the method on.",
 )  # fmt: skip
@@ -42,8 +46,9 @@ METHODS = ("min-max", "percentile-99.999", "percentile-99.99", "entropy", "mse")
 )  # fmt: skip
 @json_option
 def calibrate(
-    model: Path, target: Path, data: Path, assume_hu: bool, method: str, windows: int, cache: Path | None, show: Show
-) -> None:
+    model: Path, target: Path, data: Path, assume_hu: bool, method: str, keep: str, windows: int, cache: Path | None,
+    show: Show,
+) -> None:  # fmt: skip
     """Convert MODEL, an FP32 ONNX file of `onnx --without short-convolutions`, to INT8.
 
     Scales come from the scans in DIR, at least four, preprocessed as for inference. What is measured is kept
@@ -55,7 +60,7 @@ def calibrate(
     if target.suffix != ".onnx":
         raise RefusedInput(f"{target} should end in .onnx: readers tell the format by it")
     made = int8_from_scans(
-        read_onnx(model), target, data, method=method, windows=windows, assume_hu=assume_hu,
+        read_onnx(model), target, data, method=method, keep_organs=keep == "auto", windows=windows, assume_hu=assume_hu,
         cache=cache or target.with_name(f"{target.name}.ranges.npz"), progress=show.progress,
     )  # fmt: skip
     _say_trials(made.decision, show)

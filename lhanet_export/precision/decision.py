@@ -25,7 +25,7 @@ from lhanet_export.precision.sensitivity import Sensitivity, logit_sensitivities
 from lhanet_export.progress import SILENT, Progress
 
 #: Goes up whenever the same windows would give another decision.
-VERSION = 2
+VERSION = 3
 AUTO = "auto"
 #: Larger networks get their layers' own errors instead of the logits': a run a layer would take them an hour.
 _MOST_MULTIPLY_ADDS = 60 * 10**9
@@ -47,12 +47,14 @@ def decide(
     dice: Dice,
     *,
     method: str = AUTO,
+    keep_organs: bool = True,
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Decision:
     """Choose on `held_out`, windows that `ranges` were not measured on, with biases from `images`.
 
-    `method` is one of `scales.METHODS`, or `auto`: the best of them. With `cache` the decision is read from that
+    `method` is one of `scales.METHODS`, or `auto`: the best of them. With `keep_organs`, sensitive layers go back to
+    FP16 where the organs would be lost otherwise (`keep_sensitive`). With `cache` the decision is read from that
     file if it exists, and written there if not. Refuses what `choose` refuses, and a file of another graph,
     other windows, another method or another version.
     """
@@ -63,6 +65,7 @@ def decide(
         "ranges": ranges.key.sha256,
         "held_out": [image.sha256 for image in held_out],
         "method": method,
+        "keep_organs": keep_organs,
     }
     if cache is not None and cache.exists():
         return _read(cache, key)
@@ -72,7 +75,7 @@ def decide(
         layers = logit_sensitivities(source, ranges, choice.options, judge, progress)
     else:
         layers = output_sensitivities(source, ranges, choice.options, held_out[0], progress)
-    if choice.best.error.dice < ENOUGH_DICE:
+    if keep_organs and choice.best.error.dice < ENOUGH_DICE:
         sizes = {name: layer.size for name, layer in layers.items()}
         choice = keep_sensitive(source, ranges, choice, judge, sizes, progress)
     decision = Decision(choice=choice, layers=layers)

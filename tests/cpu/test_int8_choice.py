@@ -250,16 +250,30 @@ def test_a_decision_is_kept(
         assert np.array_equal(again.choice.biases[name], bias) and again.choice.biases[name].dtype == np.float32
     before = cache.read_bytes()
     other = replace(ranges, key=replace(ranges.key, graph="0" * 64))
-    for given, windows, method in (
-        (other, held_out, "auto"),
-        (ranges, _images([9]), "auto"),
-        (ranges, held_out, "mse"),
+    for given, windows, options in (
+        (other, held_out, {}),
+        (ranges, _images([9]), {}),
+        (ranges, held_out, {"method": "mse"}),
+        (ranges, held_out, {"keep_organs": False}),
     ):
         with pytest.raises(RefusedInput, match="was made for another graph, other windows, another method"):
-            decide(source, given, images, windows, dice_per_class, method=method, cache=cache)
+            decide(source, given, images, windows, dice_per_class, cache=cache, **options)  # type: ignore[arg-type]
     with pytest.raises(RefusedInput, match="no calibration method 'random'"):
         decide(source, ranges, images, held_out, dice_per_class, method="random", cache=cache)
     assert cache.read_bytes() == before
+
+
+def test_layers_are_kept_for_the_organs_unless_told_otherwise(
+    source: OnnxArtifact, ranges: Ranges, quick: Decision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = replace(quick.choice, options=replace(quick.choice.options, keep={"a layer": "sensitive"}))
+    monkeypatch.setattr(decision_module, "ENOUGH_DICE", 0.999)
+    monkeypatch.setattr(decision_module, "keep_sensitive", lambda *_: kept)
+    images, held_out = _images(range(4)), _images([8])
+    assert decide(source, ranges, images, held_out, dice_per_class).choice is kept
+    assert decide(source, ranges, images, held_out, dice_per_class, keep_organs=False).choice is quick.choice
+    monkeypatch.setattr(decision_module, "ENOUGH_DICE", 0.9)
+    assert decide(source, ranges, images, held_out, dice_per_class).choice is quick.choice
 
 
 def test_files_that_are_no_decision_are_refused(
