@@ -1,5 +1,7 @@
 """What an application must know besides the engine: what the classes are called and how a scan becomes an input."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ AMOS_LABELS = (
 )  # fmt: skip
 #: Number formats of a graph, and of the engine that is built from it.
 PRECISIONS = ("fp32", "fp16", "int8")
+#: How windows that overlap share their voxels.
+BLENDINGS = ("gaussian", "constant")
+#: More windows along an axis than any overlap that helps would make.
+MOST_OVERLAP = 0.95
 #: Windows of scans that precision is judged on unless asked otherwise.
 DEFAULT_WINDOWS = 6
 #: Windows of scans that INT8 is calibrated on unless asked otherwise, and at least.
@@ -63,6 +69,28 @@ class Preprocessing:
     blending: str = "gaussian"
     blending_sigma_divisor: float = 4.0
 
+    @classmethod
+    def from_node(cls, node: Node) -> Preprocessing:
+        """What a manifest or a graph's facts say; a rule that is not known could not be followed, so it is refused."""
+        known = node.object()
+        clip = known.take("clip_hu")
+        low, high = clip.list_of(lambda bound: bound.number(-1e6, 1e6), at_least=2, at_most=2)
+        if not low < high:
+            raise clip.refused(f"expected the lower bound first, found {low}, {high}")
+        x, y, z = known.take("spacing_mm").list_of(lambda side: side.number(1e-3, 1e3), at_least=3, at_most=3)
+        found = cls(
+            spacing_mm=(x, y, z),
+            clip_hu=(low, high),
+            normalization=known.take("normalization").label(),
+            orientation=known.take("orientation").label(),
+            patch=known.take("patch").shape(),
+            overlap=known.take("overlap").number(0, MOST_OVERLAP),
+            blending=known.take("blending").one_of(BLENDINGS),
+            blending_sigma_divisor=known.take("blending_sigma_divisor").number(0.1, 100),
+        )
+        known.finish()
+        return found
+
     def as_json(self) -> dict[str, Any]:
-        """The same facts as JSON values."""
+        """The same facts as JSON values; inverse of `from_node`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -82,10 +82,10 @@ def staging_folder(folder: Path) -> Iterator[Path]:
 def scratch_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder in `folder`, on the disk that the results go to; gone afterwards, whatever happens.
 
-    `folder` is made if it is missing, and removed again if the block fails and left it empty. What
+    `folder` is made if it is missing, with its parents, and removed again if the block fails and left it empty. What
     a killed process of this machine left there is removed first. `EnvironmentLacks` where nothing can be written.
     """
-    is_new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
@@ -101,8 +101,9 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
                     raise
                 raise _cannot_write(folder, error) from error
     except BaseException:
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
+        for path in made:
+            if not any(path.iterdir()):
+                path.rmdir()
         raise
 
 

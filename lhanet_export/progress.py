@@ -12,13 +12,18 @@ from typing import Protocol
 class Progress(Protocol):
     """Receives the steps of long work."""
 
-    def step(self, text: str, total: float | None = None) -> AbstractContextManager[Callable[[float], None]]:
-        """Open a step; the function it yields is called with each amount done, out of `total` if that is known."""
+    def step(
+        self, text: str, total: float | None = None, unit: str = ""
+    ) -> AbstractContextManager[Callable[[float], None]]:
+        """Open a step; the function it yields is called with each amount done, out of `total` if that is known.
+
+        With a `unit`, such as "windows", the reader is told how many of them a second are done.
+        """
 
 
 class _Silent:
     @contextmanager
-    def step(self, text: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
+    def step(self, text: str, total: float | None = None, unit: str = "") -> Iterator[Callable[[float], None]]:
         yield lambda amount: None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lhanet_export import __version__
-from lhanet_export.conventions import PRECISIONS
+from lhanet_export.conventions import PRECISIONS, Preprocessing
 from lhanet_export.engine.backends import BACKENDS, ELEMENT_TYPES
 from lhanet_export.engine.build import BuiltEngine, TensorFacts
 from lhanet_export.engine.plan import INPUT_NAME, EnginePlan
@@ -87,7 +87,7 @@ class Manifest:
     onnx_head: str
     checkpoint: Mapping[str, Any]
     labels: tuple[str, ...]
-    preprocessing: Mapping[str, Any]
+    preprocessing: Preprocessing
     verification: Mapping[str, Any]
     build: Mapping[str, Any]
 
@@ -99,7 +99,7 @@ class Manifest:
             "onnx": {"sha256": self.onnx_sha256, "opset": self.onnx_opset, "head": self.onnx_head},
             "checkpoint": dict(self.checkpoint),
             "labels": list(self.labels),
-            "preprocessing": dict(self.preprocessing),
+            "preprocessing": self.preprocessing.as_json(),
             "verification": dict(self.verification),
             "build": dict(self.build),
         }
@@ -182,7 +182,7 @@ def manifest_from_json(facts: Mapping[str, Any], source: Path | str) -> Manifest
         onnx_head=onnx.take("head").identifier(),
         checkpoint=_checkpoint_from(checkpoint),
         labels=labels_node.list_of(Node.label, at_least=2),
-        preprocessing=_preprocessing_from(document.take("preprocessing")),
+        preprocessing=Preprocessing.from_node(document.take("preprocessing")),
         verification=document.take("verification").facts(),
         build=_build_from(document.take("build")),
     )
@@ -237,18 +237,6 @@ def _checkpoint_from(node: Node) -> dict[str, Any]:
     known.take("num_classes").integer(2, 4096)
     known.take("base_channels").integer(1, 4096)
     known.take_if("epoch", lambda value: value.integer(0))
-    return node.facts()
-
-
-def _preprocessing_from(node: Node) -> dict[str, Any]:
-    known = node.object()
-    known.take("spacing_mm").list_of(lambda side: side.number(1e-3, 1e3), at_least=3, at_most=3)
-    clip = known.take("clip_hu")
-    low, high = clip.list_of(lambda bound: bound.number(-1e6, 1e6), at_least=2, at_most=2)
-    if not low < high:
-        raise clip.refused(f"expected the lower bound first, found {low}, {high}")
-    known.take("normalization").label()
-    known.take("orientation").label()
     return node.facts()
 
 

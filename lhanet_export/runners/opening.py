@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lhanet_export.conventions import Preprocessing, default_labels
 from lhanet_export.engine.gpu import find_gpus
 from lhanet_export.engine.manifest import read_manifest
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import read_onnx
 from lhanet_export.files import sidecar_of
 from lhanet_export.inference.target import Target
+from lhanet_export.model.checkpoint import open_checkpoint
 from lhanet_export.model.network import LHANet
 from lhanet_export.runners.base import Runner
 from lhanet_export.runners.eager import EagerRunner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
 from lhanet_export.runners.openvino_ import OpenVINORunner
 from lhanet_export.runners.tensorrt_ import TensorRTRunner
-from lhanet_export.shapes import SpatialRange
+from lhanet_export.shapes import LONGEST_SIDE, SpatialRange
+from lhanet_export.strict import Node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Opened:
     batch: int | None
     labels: tuple[str, ...]
     checkpoint: Mapping[str, Any]
+    preprocessing: Preprocessing
 
     def check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         """Refuse to compare a file with a network that it was not made from."""
@@ -64,6 +68,7 @@ def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
             batch=artifact.facts["batch"],
             labels=tuple(artifact.facts["labels"]),
             checkpoint=artifact.facts["checkpoint"],
+            preprocessing=Preprocessing.from_node(Node(artifact.facts["preprocessing"], path, "preprocessing")),
         )
     if not sidecar_of(path).exists():
         raise RefusedInput(
@@ -84,6 +89,34 @@ def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
         batch=None if batch == -1 else batch,
         labels=manifest.labels,
         checkpoint=manifest.checkpoint,
+        preprocessing=manifest.preprocessing,
+    )
+
+
+def runner_for(spec: str) -> Opened:
+    """The runner of whatever can segment: an ONNX file, an engine, or a checkpoint, `demo` or `preset:NAME`."""
+    path = Path(spec)
+    if path.suffix in (".onnx", ".engine", ".plan") or sidecar_of(path).exists():
+        if not path.is_file():
+            raise RefusedInput(f"there is no file {path}")
+        return runner_of(path)
+    return runner_of_checkpoint(spec)
+
+
+def runner_of_checkpoint(spec: str) -> Opened:
+    """The eager runner of a checkpoint file, `demo` or `preset:NAME`; it gives coarse logits, for they hold all."""
+    network, identity = open_checkpoint(spec)
+    target = Target(output="coarse")
+    smallest = (network.preset.smallest_side,) * 3
+    return Opened(
+        runner=EagerRunner(network, target),
+        target=target,
+        precision="fp32",
+        spatial=SpatialRange(smallest, smallest, (LONGEST_SIDE,) * 3),
+        batch=None,
+        labels=default_labels(network.num_classes),
+        checkpoint=identity.as_json(),
+        preprocessing=Preprocessing(),
     )
 
 

@@ -57,6 +57,8 @@ class Header:
     slope: float
     intercept: float
     affine: np.ndarray
+    #: The bytes of the header itself, as they are in the file.
+    raw: bytes
 
     @property
     def data_bytes(self) -> int:
@@ -116,14 +118,32 @@ def header_from_bytes(path: Path, start: bytes, *, most_voxels: int = MOST_VOXEL
         slope=slope,
         intercept=intercept,
         affine=_affine(path, fields, shape),
+        raw=start[: HEADER_BYTES[version]],
     )
 
 
 def _fields(start: bytes, version: int) -> Any:
+    """nibabel's header, its numbers in the file's byte order."""
     order = "<" if start[:4] == HEADER_BYTES[version].to_bytes(4, "little") else ">"
     kind = Nifti1Header if version == 1 else Nifti2Header
     # Without its checks, because they repair.
     return kind(start[: HEADER_BYTES[version]], order, check=False)
+
+
+def header_for(header: Header, slope: float) -> bytes:
+    """The bytes of a header for uint8 voxels on the grid of another one: its version, byte order, shape and place.
+
+    What a voxel means is `slope` times what is stored. Extensions are left out, voxels follow 4 bytes after it.
+    """
+    version = version_of(header.raw)
+    assert version is not None
+    fields = _fields(header.raw, version)
+    fields.set_data_dtype(np.uint8)
+    fields["vox_offset"] = HEADER_BYTES[version] + 4
+    fields["scl_slope"], fields["scl_inter"] = slope, 0
+    # How to show a CT in grey says nothing about labels.
+    fields["cal_min"] = fields["cal_max"] = 0
+    return bytes(fields.binaryblock)
 
 
 def _shape(path: Path, fields: Any) -> tuple[int, int, int]:

@@ -44,10 +44,14 @@ def grey(image: np.ndarray) -> np.ndarray:
 
 def coloured(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The same slice with each class above 0 in its colour; classes beyond AMOS22's take the colours again."""
-    colours = COLOURS[1:][(labels.astype(int) - 1) % (len(COLOURS) - 1)]
+    colours = _colours_of(labels.astype(int))
     base = grey(image).astype(np.float32)
     mixed = np.where(labels[..., None] > 0, (1 - _TINT) * base + _TINT * colours, base)
     return mixed.astype(np.uint8)
+
+
+def _colours_of(classes: np.ndarray | int) -> np.ndarray:
+    return COLOURS[1:][(classes - 1) % (len(COLOURS) - 1)]
 
 
 def marked(image: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -68,7 +72,8 @@ def upright(plane: np.ndarray) -> np.ndarray:
 def save_panels(
     panels: Sequence[Panel], target: Path, *, names: Sequence[str] = (), zoom: int = 2, columns: int | None = None
 ) -> None:
-    """Write panels side by side, or in rows of `columns`, as a PNG with a legend of `names` (by class, 0 left out).
+    """Write panels side by side, or in rows of `columns`, as a PNG with a legend of `names` (by class; 0 and
+    empty ones left out).
 
     A voxel takes `zoom` pixels.
     """
@@ -88,7 +93,7 @@ def save_panels(
         sheet.paste(Image.fromarray(panel.pixels).resize(size, Image.Resampling.NEAREST), (left, top + _LINE))
     for row in legend:
         for x, index, name in row:
-            draw.rectangle((x, below + 4, x + 12, below + 16), tuple(COLOURS[index].astype(int).tolist()))
+            draw.rectangle((x, below + 4, x + 12, below + 16), tuple(_colours_of(index).astype(int).tolist()))
             draw.text((x + 18, below), name, _TEXT, font)
         below += _LINE
     with staged(target) as (path,):
@@ -100,7 +105,7 @@ def _legend_rows(names: Sequence[str], width: int, font: ImageFont.ImageFont | I
     rows: list[list] = []
     x = width
     for index, name in enumerate(names):
-        if index == 0:
+        if index == 0 or not name:
             continue
         needed = 18 + round(font.getlength(name)) + 18
         if x + needed > width:

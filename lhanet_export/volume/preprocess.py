@@ -1,6 +1,7 @@
 """From a scan in HU to what the network takes, and labels onto the same grid."""
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -8,42 +9,54 @@ from lhanet_export.conventions import Preprocessing
 from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import Shape
 from lhanet_export.volume.header import MOST_VOXELS
+from lhanet_export.volume.linear import linear_taps
 
+#: Voxel sides (x, y, z) in mm.
+Spacing = tuple[float, float, float]
 #: Spacing that differs by less than this share is the same: a header's rounding, no reason to interpolate.
 _SAME_SPACING = 1e-3
-#: Voxels that are interpolated at a time; their temporary arrays are a few times 4 MB.
+#: Voxels that are taken at a time; their temporary arrays are a few times 4 MB.
 _SLAB_VOXELS = 1 << 20
 #: Standard deviation (HU) of a clipped volume below which it holds nothing; any scanner's noise is more.
 _LEAST_DEVIATION_HU = 1e-3
 
 
-def preprocess(hu: np.ndarray, spacing_mm: tuple[float, float, float], how: Preprocessing) -> np.ndarray:
+def preprocess(hu: np.ndarray, spacing_mm: Spacing, how: Preprocessing) -> np.ndarray:
     """The network's input, float32 (D,H,W) in C order, from a scan (X,Y,Z) in HU with spacing (x, y, z) in mm.
+
+    The rules are those of `preprocess_slabs`. `hu` is not changed; besides it, memory holds the result and a slab.
+    """
+    x, y, z = _shape(hu)
+    thickness = max(1, _SLAB_VOXELS // (x * y))
+    slabs = (hu[:, :, first : first + thickness] for first in range(0, z, thickness))
+    return preprocess_slabs(slabs, (x, y, z), spacing_mm, how)
+
+
+def preprocess_slabs(slabs: Iterable[np.ndarray], shape: Shape, spacing_mm: Spacing, how: Preprocessing) -> np.ndarray:
+    """The network's input, float32 (D,H,W) in C order, from the slabs (X,Y,t) along Z of a scan of `shape` in HU.
 
     "As stored" means that the file's axes X, Y, Z become D, H, W in this order. The volume is resampled to
     `how.spacing_mm` (`grid_shape`), clipped to `how.clip_hu`, and brought to mean 0 and standard
-    deviation 1 over all of its voxels. Interpolation is trilinear: sample i of m reads the n samples of its axis at
-    (i + 0.5) * n / m - 0.5, held within 0 to n - 1. Nothing is smoothed before it is thinned out,
-    as in the public implementation, so fine noise is kept where voxels grow. Axes of the right spacing are not touched.
+    deviation 1 over all of its voxels. Interpolation is trilinear, an axis after the other from X to Z
+    (`linear.linear_taps`). Nothing is smoothed before it is thinned out, as in the public implementation, so fine
+    noise is kept where voxels grow. Axes of the right spacing are not touched.
 
-    `hu` is not changed; besides it, memory holds at most the result and one array between two axes. Raises
-    `RefusedInput` for a volume that is constant once it is clipped or holds NaN, and for rules that are not these.
+    Memory holds the result and one slab. All slabs are taken. Raises `RefusedInput` for a volume that is constant once
+    it is clipped or holds NaN, and for rules that are not these.
     """
     _check_rules(how)
-    shape = grid_shape(_shape(hu), spacing_mm, how)
-    volume = hu.astype(np.float32, copy=False)
-    # The axes that shrink most come first, which leaves less for the others.
-    for axis in sorted(range(3), key=lambda axis: shape[axis] / hu.shape[axis]):
-        if shape[axis] != volume.shape[axis]:
-            volume = _resized(volume, axis, shape[axis])
-    low, high = how.clip_hu
-    own = not np.may_share_memory(volume, hu) and volume.flags.c_contiguous
-    volume = np.clip(volume, low, high, out=volume if own else np.empty(shape, np.float32))
-    _standardize(volume, how)
-    return volume
+    depth, height, width = grid_shape(shape, spacing_mm, how)
+    image = np.empty((depth, height, width), np.float32)
+    done = 0
+    for planes in _along_z(_across(slabs, shape, depth, height), shape[2], width):
+        part = image[:, :, done : done + len(planes)]
+        np.clip(planes.T, *how.clip_hu, out=part)
+        done += len(planes)
+    _standardize(image, how)
+    return image
 
 
-def resample_labels(labels: np.ndarray, spacing_mm: tuple[float, float, float], how: Preprocessing) -> np.ndarray:
+def resample_labels(labels: np.ndarray, spacing_mm: Spacing, how: Preprocessing) -> np.ndarray:
     """Labels (X,Y,Z) uint8 on the grid that `preprocess` makes of their scan: uint8 (D,H,W), the nearest voxel's."""
     _check_rules(how)
     if labels.dtype != np.uint8:
@@ -54,7 +67,7 @@ def resample_labels(labels: np.ndarray, spacing_mm: tuple[float, float, float], 
     return np.ascontiguousarray(labels[np.ix_(*nearest)])
 
 
-def grid_shape(shape: Shape, spacing_mm: tuple[float, float, float], how: Preprocessing) -> Shape:
+def grid_shape(shape: Shape, spacing_mm: Spacing, how: Preprocessing) -> Shape:
     """The sides (D,H,W) that a scan (X,Y,Z) of this spacing gets: round(side * spacing / target), at least 1.
 
     An axis whose spacing is the target up to a thousandth keeps its side. More voxels than a scan may
@@ -93,28 +106,45 @@ def _shape(volume: np.ndarray) -> Shape:
     return x, y, z
 
 
-def _resized(volume: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """One axis interpolated linearly to `size` samples, float32, in C order."""
-    n = volume.shape[axis]
-    source = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
-    first = source.astype(np.intp)
-    second = np.minimum(first + 1, n - 1)
-    share = (source - first).astype(np.float32).reshape([-1 if other == axis else 1 for other in range(3)])
-    shape = [size if other == axis else side for other, side in enumerate(volume.shape)]
-    result = np.empty(shape, np.float32)
-    # Slabs along the first axis; if that is the one that is resized, of its results.
-    thickness = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
-    for start in range(0, shape[0], thickness):
-        slab = slice(start, start + thickness)
-        if axis == 0:
-            low, high, weight = volume[first[slab]], volume[second[slab]], share[slab]
-        else:
-            low, high, weight = volume[slab].take(first, axis), volume[slab].take(second, axis), share
-        # In this form equal neighbours give their value exactly.
-        high -= low
-        high *= weight
-        np.add(low, high, out=result[slab])
-    return result
+def _across(slabs: Iterable[np.ndarray], shape: Shape, depth: int, height: int) -> Iterator[np.ndarray]:
+    """Slabs (X,Y,t) interpolated along X and Y: float32 (t,H,D)."""
+    for slab in slabs:
+        planes = slab.T.astype(np.float32, copy=False)
+        for axis, n, m in ((2, shape[0], depth), (1, shape[1], height)):
+            if n != m:
+                first, second, share = linear_taps(n, m)
+                share = share.astype(np.float32).reshape((-1, 1) if axis == 1 else -1)
+                planes = _between(planes.take(first, axis), planes.take(second, axis), share)
+        yield planes
+
+
+def _along_z(slabs: Iterable[np.ndarray], n: int, m: int) -> Iterator[np.ndarray]:
+    """Slabs (t,H,D), `n` planes in all, interpolated to `m` planes; each slab gives those that it completes."""
+    if n == m:
+        yield from slabs
+        return
+    first, second, share = linear_taps(n, m)
+    weights = share.astype(np.float32)[:, None, None]
+    done = start = end = 0
+    known: np.ndarray | None = None
+    for slab in slabs:
+        # The last plane of the slab before is the first tap of the next result, if that has not been made.
+        known = slab if known is None else np.concatenate([known[-1:], slab])
+        end += len(slab)
+        start = end - len(known)
+        ready = slice(done, int(np.searchsorted(second, end)))
+        done = ready.stop
+        for at in range(ready.start, ready.stop):
+            low, high = known[first[at] - start], known[second[at] - start]
+            yield _between(low.copy(), high.copy(), weights[at])[None]
+
+
+def _between(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """low + (high - low) * share, in the memory of both; in this form equal neighbours give their value exactly."""
+    high -= low
+    high *= share
+    low += high
+    return low
 
 
 def _standardize(volume: np.ndarray, how: Preprocessing) -> None:

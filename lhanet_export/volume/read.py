@@ -4,16 +4,21 @@ A file's bytes are read once: hashed, inflated to the end (where gzip keeps its 
 flipped in a `.nii.gz` is found that way. A bare `.nii` has no checksum; only its SHA-256 tells.
 """
 
+from __future__ import annotations
+
 import gzip
 import hashlib
+import math
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+from typing_extensions import Self
 
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.volume.header import (
@@ -27,7 +32,8 @@ from lhanet_export.volume.header import (
 )
 
 _PIECE_BYTES = 1 << 22
-_PIECE_VOXELS = 1 << 20
+#: Voxels that are decoded at a time, in whole slices.
+_SLAB_VOXELS = 1 << 20
 #: CT numbers are 16 bits wide in every file that a scanner writes, signed or not.
 _CT_NUMBERS = (-32768.0, 65535.0)
 
@@ -52,22 +58,18 @@ class Scan:
 
 
 def read_scan(path: Path, *, assume_hu: bool = False, max_voxels: int = MOST_VOXELS) -> Scan:
-    """A CT in HU from a `.nii` or `.nii.gz` file (NIfTI-1 or NIfTI-2), with slope and intercept applied.
+    """A whole CT in HU from a `.nii` or `.nii.gz` file (NIfTI-1 or NIfTI-2), with slope and intercept applied.
 
-    Memory is what the voxels take in the file, inflated, and 4 bytes a voxel. Values count as HU if at least
-    5 % of the voxels are soft tissue (-200 to 300), at least 0.1 % are fat or air (below -50), and at most
-    10 % are denser than any large bone (above 700). Cut-outs with a little fat pass; volumes of air alone, volumes
-    shifted by 1024, normalized ones and MRI do not. `assume_hu` takes finite values of any range that are not all one.
-
-    Raises `RefusedInput` naming the file, what is wrong with it, and what to do; `EnvironmentLacks` without
-    the memory.
+    Memory is 4 bytes a voxel and a slab. What counts as HU says `hu_slabs`. Raises `RefusedInput` naming the file,
+    what is wrong with it, and what to do; `EnvironmentLacks` without the memory.
     """
-    header, stored, digest = _read(path, max_voxels)
-    hu = _scaled(path, header, stored)
-    _check_values(path, hu)
-    if not assume_hu:
-        _check_hounsfield(path, hu)
-    return Scan(path=path, sha256=digest, hu=hu, affine=header.affine)
+    with _reading(path), VoxelFile(path, most_voxels=max_voxels) as file:
+        hu = np.empty(file.header.shape, np.float32, order="F")
+        first = 0
+        for slab in hu_slabs(file, assume_hu=assume_hu):
+            hu[:, :, first : first + slab.shape[2]] = slab
+            first += slab.shape[2]
+        return Scan(path=path, sha256=file.sha256, hu=hu, affine=file.header.affine)
 
 
 def read_label_map(path: Path, like: Scan) -> np.ndarray:
@@ -77,8 +79,8 @@ def read_label_map(path: Path, like: Scan) -> np.ndarray:
     `RefusedInput` for others, for another shape, for an affine that puts a corner a tenth of a voxel elsewhere, and for
     all that `read_scan` refuses in a file.
     """
-
-    def check(header: Header) -> None:
+    with _reading(path), VoxelFile(path, most_voxels=max(MOST_VOXELS, like.hu.size)) as file:
+        header = file.header
         if header.shape != like.hu.shape:
             raise RefusedInput(
                 f"{path} has the shape {header.shape}, but its scan {like.path} has {like.hu.shape}; name "
@@ -90,18 +92,115 @@ def read_label_map(path: Path, like: Scan) -> np.ndarray:
                 f"{path} lies elsewhere than its scan {like.path}: corners are {apart:.3g} mm apart; "
                 "resample it to the scan's grid"
             )
+        labels = np.empty(header.shape, np.uint8, order="F")
+        first = 0
+        for stored in file.slabs():
+            # As float64: no whole number up to 255 is off by rounding, whatever it is stored as.
+            values = stored.astype(np.float64) * header.slope + header.intercept
+            whole = np.rint(values)
+            if not np.array_equal(values, whole) or whole.min() < 0 or whole.max() > 255:
+                odd = values[(values != whole) | ~((whole >= 0) & (whole <= 255))][0]
+                raise RefusedInput(f"{path} holds the value {odd:g}; labels are whole numbers from 0 to 255")
+            labels[:, :, first : first + stored.shape[2]] = whole
+            first += stored.shape[2]
+        return labels
 
-    header, stored, _ = _read(path, max(MOST_VOXELS, like.hu.size), check)
-    labels = np.empty(stored.size, np.uint8)
-    for piece in _pieces(stored.size):
-        # As float64: no whole number up to 255 is off by rounding, whatever it is stored as.
-        values = stored[piece].astype(np.float64) * header.slope + header.intercept
-        whole = np.rint(values)
-        if not np.array_equal(values, whole) or whole.min() < 0 or whole.max() > 255:
-            odd = values[(values != whole) | ~((whole >= 0) & (whole <= 255))][0]
-            raise RefusedInput(f"{path} holds the value {odd:g}; labels are whole numbers from 0 to 255")
-        labels[piece] = whole
-    return labels.reshape(header.shape, order="F")
+
+def hu_slabs(file: VoxelFile, *, assume_hu: bool = False) -> Iterator[np.ndarray]:
+    """A CT's values in HU, float32 (X,Y,t) in Fortran order, slab by slab along Z, with slope and intercept applied.
+
+    After the last slab the values are judged as a whole. They count as HU if at least 5 % of the voxels are soft
+    tissue (-200 to 300), at least 0.1 % are fat or air (below -50), and at most 10 % are denser than any large
+    bone (above 700). Cut-outs with a little fat pass; volumes of air alone, volumes shifted by 1024, normalized
+    ones and MRI do not. `assume_hu` takes finite values of any range that are not all one. Raises `RefusedInput`
+    then, and for what `VoxelFile` refuses: nothing made from the slabs may be used before the last one.
+    """
+    seen = _Seen()
+    for stored in file.slabs():
+        hu = _scaled(file.header, stored)
+        seen.add(hu)
+        yield hu
+    seen.check(file.path)
+    if not assume_hu:
+        seen.check_hounsfield(file.path)
+
+
+class VoxelFile:
+    """A `.nii` or `.nii.gz` file in a `with` block, whose voxels are read once, from its begin to its end.
+
+    `header` is checked when the block begins. Raises `RefusedInput` naming the file, what is wrong with it, and what to
+    do.
+    """
+
+    header: Header
+
+    def __init__(self, path: Path, *, most_voxels: int = MOST_VOXELS) -> None:
+        self.path = path
+        self._most_voxels = most_voxels
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with _reading(self.path), ExitStack() as opened:
+            file = opened.enter_context(_opened(self.path))
+            is_packed = self.path.name.lower().endswith(".gz")
+            _check_kind(self.path, file.read(512), is_packed)
+            file.seek(0)
+            self._source = _Hashed(file)
+            self._content: _Readable = self._source
+            if is_packed:
+                self._content = gzip.GzipFile(fileobj=self._source, mode="rb")  # type: ignore[call-overload]
+            start = self._content.read(HEADER_BYTES[1])
+            if version_of(start) == 2:
+                start += self._content.read(HEADER_BYTES[2] - len(start))
+            self.header = header_from_bytes(self.path, start, most_voxels=self._most_voxels)
+            self._left_of_header = self.header.offset - len(start)
+            self._open = opened.pop_all()
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the bytes that were decoded; of the whole file once `slabs` are done."""
+        return self._source.digest.hexdigest()
+
+    def slabs(self) -> Iterator[np.ndarray]:
+        """The stored values (X,Y,t) in the file's type, byte order and Fortran order, slab by slab along Z.
+
+        After the last one the file must end, and a packed one must have its checksum.
+        """
+        header = self.header
+        x, y, z = header.shape
+        thickness = max(1, _SLAB_VOXELS // (x * y))
+        with _reading(self.path):
+            self._exactly(self._left_of_header)  # extensions of the header, which say nothing about voxels
+            for first in range(0, z, thickness):
+                count = min(thickness, z - first)
+                raw = self._exactly(x * y * count * header.dtype.itemsize)
+                yield raw.view(header.dtype).reshape((x, y, count), order="F")
+            # Reading on is what makes gzip compare its checksum.
+            if self._content.read(1):
+                raise RefusedInput(
+                    f"{self.path} is longer than its header {header.shape} says; one of the two is damaged"
+                )
+
+    def _exactly(self, count: int) -> np.ndarray:
+        """The next `count` bytes."""
+        raw = np.empty(count, np.uint8)
+        done = 0
+        while done < count:
+            piece = self._content.read(min(count - done, _PIECE_BYTES))
+            if not piece:
+                expected = self.header.offset + self.header.data_bytes
+                raise RefusedInput(
+                    f"{self.path} ends before the {expected:,} bytes that its header {self.header.shape} asks for"
+                )
+            raw[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+        return raw
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.close()
 
 
 class _Readable(Protocol):
@@ -119,34 +218,6 @@ class _Hashed:
         data = self._stream.read(size)
         self.digest.update(data)
         return data
-
-
-def _read(
-    path: Path, max_voxels: int, check: Callable[[Header], None] = lambda header: None
-) -> tuple[Header, np.ndarray, str]:
-    """Header, stored voxels (1-D, the file's type and byte order) and SHA-256; `check` runs before voxels are read."""
-    with _reading(path), _opened(path) as file:
-        is_packed = path.name.lower().endswith(".gz")
-        _check_kind(path, file.read(512), is_packed)
-        file.seek(0)
-        source = _Hashed(file)
-        content: _Readable = gzip.GzipFile(fileobj=source, mode="rb") if is_packed else source  # type: ignore[call-overload]
-        start = content.read(HEADER_BYTES[1])
-        if version_of(start) == 2:
-            start += content.read(HEADER_BYTES[2] - len(start))
-        header = header_from_bytes(path, start, most_voxels=max_voxels)
-        check(header)
-        for _ in _exactly(path, content, header.offset - len(start), header):
-            pass  # extensions of the header, which say nothing about voxels
-        stored = np.empty(header.data_bytes, np.uint8)
-        done = 0
-        for piece in _exactly(path, content, header.data_bytes, header):
-            stored[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-            done += len(piece)
-        # Reading on is what makes gzip compare its checksum.
-        if content.read(1):
-            raise RefusedInput(f"{path} is longer than its header {header.shape} says; one of the two is damaged")
-        return header, stored.view(header.dtype), source.digest.hexdigest()
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -191,71 +262,55 @@ def _reading(path: Path) -> Iterator[None]:
         raise EnvironmentLacks(f"{path} needs more memory than there is; crop it") from error
 
 
-def _exactly(path: Path, content: _Readable, count: int, header: Header) -> Iterator[bytes]:
-    """The next `count` bytes in pieces."""
-    left = count
-    while left:
-        piece = content.read(min(left, _PIECE_BYTES))
-        if not piece:
-            expected = header.offset + header.data_bytes
-            raise RefusedInput(f"{path} ends before the {expected:,} bytes that its header {header.shape} asks for")
-        left -= len(piece)
-        yield piece
-
-
-def _pieces(count: int) -> Iterator[slice]:
-    for first in range(0, count, _PIECE_VOXELS):
-        yield slice(first, min(first + _PIECE_VOXELS, count))
-
-
-def _scaled(path: Path, header: Header, stored: np.ndarray) -> np.ndarray:
-    """Values as float32 (X,Y,Z); the stored bytes themselves where they are that already."""
+def _scaled(header: Header, stored: np.ndarray) -> np.ndarray:
+    """Values as float32; the stored ones themselves where they are that already."""
     is_scaled = (header.slope, header.intercept) != (1.0, 0.0)
     if stored.dtype == np.dtype(np.float32) and not is_scaled:
-        values = stored
-    else:
-        with _reading(path):
-            values = np.empty(stored.size, np.float32)
-        for piece in _pieces(stored.size):
-            # One rounding, so that a scan stored in two ways gives one result.
-            exact: np.ndarray[Any, Any] = stored[piece].astype(np.float64)
-            if is_scaled:
-                exact = exact * header.slope + header.intercept
-            with np.errstate(over="ignore", invalid="ignore"):
-                values[piece] = exact
-    return values.reshape(header.shape, order="F")
+        return stored
+    # One rounding, so that a scan stored in two ways gives one result.
+    exact: np.ndarray[Any, Any] = stored.astype(np.float64)
+    if is_scaled:
+        exact = exact * header.slope + header.intercept
+    with np.errstate(over="ignore", invalid="ignore"):
+        return exact.astype(np.float32)
 
 
-def _check_values(path: Path, hu: np.ndarray) -> None:
-    flat = hu.reshape(-1, order="F")
-    bad = sum(int((~np.isfinite(flat[piece])).sum()) for piece in _pieces(flat.size))
-    if bad:
-        raise RefusedInput(f"{path} holds NaN or infinity in {bad:,} of {flat.size:,} voxels; fill them with -1024")
-    if flat.min() == flat.max():
-        raise RefusedInput(f"{path} holds {flat.min():g} in every voxel; there is nothing to segment")
+class _Seen:
+    """What the values of a scan are, counted slab by slab."""
 
+    def __init__(self) -> None:
+        self.voxels = self.bad = self.soft = self.light = self.dense = 0
+        self.low, self.high = math.inf, -math.inf
 
-def _check_hounsfield(path: Path, hu: np.ndarray) -> None:
-    flat = hu.reshape(-1, order="F")
-    low, high = float(flat.min()), float(flat.max())
-    soft = light = dense = 0
-    for piece in _pieces(flat.size):
-        values = flat[piece]
-        soft += int(((values >= -200) & (values <= 300)).sum())
-        light += int((values < -50).sum())
-        dense += int((values > 700).sum())
-    soft_share, light_share, dense_share = (count / flat.size for count in (soft, light, dense))
-    if low < _CT_NUMBERS[0] or high > _CT_NUMBERS[1]:
-        reason = "CT numbers fit into 16 bits"
-    elif soft_share < 0.05:
-        reason = f"soft tissue (-200 to 300 HU) is {soft_share:.2%} of the voxels, expected 5 % or more"
-    elif light_share < 0.001:
-        reason = f"fat and air (below -50 HU) are {light_share:.2%} of the voxels, expected 0.1 % or more"
-    elif dense_share > 0.1:
-        reason = f"{dense_share:.2%} of the voxels are above 700 HU, expected 10 % or less"
-    else:
-        return
-    raise RefusedInput(
-        f"{path} does not look like CT in HU: values from {low:g} to {high:g}, {reason}; "
-        "convert it (often by subtracting 1024), or say --assume-hu if you know that it is"
-    )
+    def add(self, hu: np.ndarray) -> None:
+        self.voxels += hu.size
+        self.bad += int((~np.isfinite(hu)).sum())
+        self.low, self.high = min(self.low, float(hu.min())), max(self.high, float(hu.max()))
+        self.soft += int(((hu >= -200) & (hu <= 300)).sum())
+        self.light += int((hu < -50).sum())
+        self.dense += int((hu > 700).sum())
+
+    def check(self, path: Path) -> None:
+        if self.bad:
+            raise RefusedInput(
+                f"{path} holds NaN or infinity in {self.bad:,} of {self.voxels:,} voxels; fill them with -1024"
+            )
+        if self.low == self.high:
+            raise RefusedInput(f"{path} holds {self.low:g} in every voxel; there is nothing to segment")
+
+    def check_hounsfield(self, path: Path) -> None:
+        soft, light, dense = (count / self.voxels for count in (self.soft, self.light, self.dense))
+        if self.low < _CT_NUMBERS[0] or self.high > _CT_NUMBERS[1]:
+            reason = "CT numbers fit into 16 bits"
+        elif soft < 0.05:
+            reason = f"soft tissue (-200 to 300 HU) is {soft:.2%} of the voxels, expected 5 % or more"
+        elif light < 0.001:
+            reason = f"fat and air (below -50 HU) are {light:.2%} of the voxels, expected 0.1 % or more"
+        elif dense > 0.1:
+            reason = f"{dense:.2%} of the voxels are above 700 HU, expected 10 % or less"
+        else:
+            return
+        raise RefusedInput(
+            f"{path} does not look like CT in HU: values from {self.low:g} to {self.high:g}, {reason}; "
+            "convert it (often by subtracting 1024), or say --assume-hu if you know that it is"
+        )
