@@ -30,13 +30,14 @@ def readers_folder(narrow_resnet_checkpoint: Path, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("reader")
     (folder / "best_model.pth").write_bytes(narrow_resnet_checkpoint.read_bytes())
     (folder / "classes.txt").write_text("background\nliver\nspleen\nleft kidney\nright kidney\n", encoding="utf-8")
-    for name, seeds in (("scans", range(4)), ("other-scans", range(4, 6))):
+    for name, seeds, shape in (("scans", range(4), None), ("other-scans", range(4, 6), (40, 36, 40))):
         (folder / name).mkdir()
         for seed in seeds:
             # Coarse, to be quick; their labels are of other classes than the checkpoint's.
-            phantom = render(anatomy_from_seed(seed), (5.0, 5.0, 5.0))
+            phantom = render(anatomy_from_seed(seed), (5.0, 5.0, 5.0), shape)
             labels = tmp_path_factory.mktemp("labels") / f"{seed}.nii.gz"
             write_phantom(phantom, folder / name / f"{seed}.nii.gz", labels)
+    (folder / "scan.nii.gz").write_bytes((folder / "other-scans" / "4.nii.gz").read_bytes())
     return folder
 
 

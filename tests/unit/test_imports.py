@@ -1,6 +1,6 @@
 """The data flow of the design, kept: who may import whom, and what no module may do at all.
 
-    checkpoint -> model -> inference -> export -> precision -> engine -> runners, verify -> deploy -> command line
+    checkpoint -> model -> inference -> export -> precision -> engine -> runners, verify, predict -> deploy -> command line
 
 Imports point backwards along the arrow only, and not even there everywhere: `precision` works on ONNX files and
 `engine` on a plan, so neither knows the network; `verify` knows runners through one interface.
@@ -38,6 +38,7 @@ ALLOWED = {
     "patches": {"model", "inference.target", "export", "precision.convert", "engine"},
     "fit": {"patches", "engine"},
     "volume": set(),
+    "predict": {"runners.base", "volume"},
     "cli": {
         "model",
         "inference",
@@ -51,6 +52,7 @@ ALLOWED = {
         "deploy",
         "patches",
         "fit",
+        "predict",
     },
 }
 #: Part: libraries that none of its modules may load, not even through others.
@@ -62,6 +64,7 @@ WITHOUT = {
     "patches": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "fit": ("torch", "onnx", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "model": ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
+    "predict": ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
     "volume": ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "click", "rich"),
     # Each is loaded when a runner of it is made; OpenVINO and TensorRT need not be installed.
     "runners": ("openvino", "tensorrt", "tensorrt_rtx", "click"),
