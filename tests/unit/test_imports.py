@@ -1,6 +1,6 @@
 """The data flow of the design, kept: who may import whom, and what no module may do at all.
 
-    checkpoint -> model -> inference -> export -> precision -> engine -> runners, verify, predict -> deploy -> command line
+    checkpoint -> model -> inference -> export -> precision -> engine -> runners -> verify, predict -> command line
 
 Imports point backwards along the arrow only, and not even there everywhere: `precision` works on ONNX files and
 `engine` on a plan, so neither knows the network; `verify` knows runners through one interface.
