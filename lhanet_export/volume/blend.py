@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy.sparse import csr_array, eye_array
+from scipy.sparse import csr_array
 
 from lhanet_export.shapes import Shape
 from lhanet_export.volume.linear import linear_taps
@@ -157,29 +157,35 @@ def best_class(scores: np.ndarray) -> np.ndarray:
 
 def _interpolation(n: int, m: int) -> csr_array:
     """(m, n): an axis of `n` of the network's voxels onto `m` of the scan's."""
-    if n == m:
-        return eye_array(n, format="csr")
-    first, second, share = linear_taps(n, m)
     rows = np.arange(m)
-    places = (np.concatenate([rows, rows]), np.concatenate([first, second]))
-    found = csr_array((np.concatenate([1 - share, share]), places), shape=(m, n))
-    # What the last sample would take from beyond the end is nothing.
-    found.sum_duplicates()
-    found.eliminate_zeros()
-    return found
+    if n == m:
+        return _matrix(rows, rows, np.ones(n), (n, n))
+    first, second, share = linear_taps(n, m)
+    return _matrix(
+        np.concatenate([rows, rows]), np.concatenate([first, second]), np.concatenate([1 - share, share]), (m, n)
+    )
 
 
 def _resized_shares(axis: Axis, cells: int) -> csr_array:
     """(side, windows * cells): from the cells of all windows of an axis to its voxels, blended."""
-    window = np.zeros((axis.patch, cells))
     first, second, share = linear_taps(cells, axis.patch)
-    rows = np.arange(axis.patch)
-    np.add.at(window, (rows, first), 1 - share)
-    np.add.at(window, (rows, second), share)
-    whole = np.zeros((max(axis.side, axis.patch), len(axis.starts) * cells))
+    rows, columns, values = [], [], []
     for index, (start, shares) in enumerate(zip(axis.starts, axis.shares, strict=True)):
-        whole[start : start + axis.patch, index * cells : (index + 1) * cells] = shares[:, None] * window
-    return csr_array(whole[: axis.side])
+        inside = np.arange(min(axis.patch, axis.side))
+        for cell, weight in ((first, 1 - share), (second, share)):
+            rows.append(start + inside)
+            columns.append(index * cells + cell[inside])
+            values.append((shares * weight)[inside])
+    shape = (axis.side, len(axis.starts) * cells)
+    return _matrix(np.concatenate(rows), np.concatenate(columns), np.concatenate(values), shape)
+
+
+def _matrix(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    """A sparse matrix without zeros; what stands at one place is summed up."""
+    found = csr_array((values, (rows, columns)), shape=shape)
+    found.sum_duplicates()
+    found.eliminate_zeros()
+    return found
 
 
 def _reads(matrix: csr_array, row: int) -> tuple[np.ndarray, np.ndarray]:
