@@ -10,7 +10,7 @@ import click
 
 from lhanet_export.cli.options import OutputPath, ShapeType, assume_hu_option, command, json_option
 from lhanet_export.cli.show import Show
-from lhanet_export.conventions import BLENDINGS, Preprocessing
+from lhanet_export.conventions import BLENDINGS, MOST_OVERLAP, Preprocessing
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import check_output_path
 from lhanet_export.shapes import Shape
@@ -55,11 +55,13 @@ class AxesType(click.ParamType):
     help="Size of a window in voxels of the network's grid. Default: what the model says, usually 48x96x96.",
 )  # fmt: skip
 @click.option(
-    "--overlap", type=float, metavar="SHARE", help="Of a window's sides, 0 to 0.95. Default: the model's, 0.5."
-)
+    "--overlap", type=click.FloatRange(0, MOST_OVERLAP), metavar="SHARE",
+    help="What neighbouring windows share of a side, 0 to 0.95. Default: what the model says, usually 0.5.",
+)  # fmt: skip
 @click.option(
-    "--blending", type=click.Choice(BLENDINGS), help="How windows share voxels. Default: the model's, gaussian."
-)
+    "--blending", type=click.Choice(BLENDINGS),
+    help="How windows share voxels. Default: what the model says, usually gaussian.",
+)  # fmt: skip
 @click.option("--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Windows given at a time.")
 @click.option(
     "--mirror", type=AxesType(), metavar="AXES", default=(),
