@@ -30,6 +30,7 @@ _FILES = (
      "python scripts/evaluate_demo.py lhanet_export/model/demo.safetensors --json docs/measurements/demo.json"),
     ("precision.json", "what FP16 and INT8 cost it, organ by organ ([page](../precision.md))",
      "python scripts/measure_precision.py"),
+    ("predict.json", "time and memory of `predict` on large scans", "python scripts/measure_predict.py"),
 )  # fmt: skip
 
 
@@ -51,6 +52,8 @@ def page() -> str:
         *ablation(_figures("ablation.json")),
         "",
         *fp16_error(_figures("fp16-error.json")),
+        "",
+        *predict(_figures("predict.json")),
         "",
     ])  # fmt: skip
 
@@ -130,6 +133,33 @@ def ablation(figures: dict[str, Any]) -> list[str]:
         "",
         *table(names, rows),
     ]
+
+
+def predict(figures: dict[str, Any]) -> list[str]:
+    """Large scans, one row each."""
+    rows = []
+    for row in figures["scans"]:
+        seconds = row["seconds"]
+        rest = seconds["read"] + seconds["windows"] + seconds["write"] - seconds["network"]
+        rows.append((
+            _shape(row["shape"]), _shape(row["network_shape"]), str(row["windows"]), f"{seconds['network']:.0f} s",
+            f"{rest:.1f} s", f"{rest / (rest + seconds['network']):.1%}", f"{row['peak_rss_bytes'] / 1e6:,.0f} MB",
+        ))  # fmt: skip
+    names = ("scan", "at 1.5 mm", "windows", "network", "all else", "of the time", "peak resident memory")
+    return [
+        "## Segmenting large scans",
+        "",
+        f"`predict {figures['model']}` of phantoms of {' x '.join(map(str, figures['spacing_mm']))} mm, packed NIfTI in "
+        f"and out. {_where(figures)}.",
+        "The network is the narrow one; all else is reading, preprocessing, and what of blending and writing it does "
+        "not hide.",
+        "",
+        *table(names, rows),
+    ]
+
+
+def _shape(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
 
 
 def fp16_error(figures: dict[str, Any]) -> list[str]:

@@ -94,7 +94,8 @@ def _segmented(
     if isinstance(prepared, RefusedInput):
         return finisher.submit(Outcome, task=task, error=prepared)
     tiling = tiling_of(_shape(prepared.image), how.preprocessing)
-    labels = LabelsOfScan(prepared.header, names, how, task)
+    with _enough_memory(task):
+        labels = LabelsOfScan(prepared.header, names, how, task)
     start = time.perf_counter()
     seconds = 0.0
     pending: Future[None] | None = None
