@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lhanet_export.predict.task import Outcome, Task
 
 _AXES = "xyz"
+MOST_CLASSES = 256
 
 
 class OrgansType(click.ParamType):
@@ -101,10 +102,13 @@ def predict(
     rules = _rules(opened.preprocessing, patch, overlap, blending)
     if opened.target.output == "labels":
         raise RefusedInput(f"{model} gives labels, of which no windows can be blended; export it with --output coarse")
+    if len(opened.labels) > MOST_CLASSES:
+        raise RefusedInput(f"{model} has {len(opened.labels)} classes; a label map of 8 bits has {MOST_CLASSES}")
     check_shapes([rules.patch], opened.spatial)
     how = Prediction(
         preprocessing=rules, batch=opened.batch or batch, fixed_batch=opened.batch is not None, mirrored=mirror,
-        organs=_classes(organs, opened.labels), largest=largest_component, assume_hu=assume_hu,
+        organs=_classes(organs, opened.labels), largest=largest_component,
+        logits=opened.target.output != "probabilities", assume_hu=assume_hu,
     )  # fmt: skip
     with opened.runner:
         outcomes = run(opened.runner, tasks, opened.labels, how, progress=show.progress)

@@ -51,7 +51,8 @@ class LabelsOfScan:
             self._labels.T[self._done] = self._table[best_class(scores)]
             self._done += 1
             if self._probabilities:
-                for write, share in zip(self._probabilities, _shares(scores), strict=True):
+                shares = _softmax(scores) if self._how.logits else scores
+                for write, share in zip(self._probabilities, shares, strict=True):
                     write(np.rint(255 * share))
 
     def finish(self, image: np.ndarray) -> dict[str, object]:
@@ -91,7 +92,7 @@ class _GivenUp(Exception):
     """Makes staged files vanish."""
 
 
-def _shares(scores: np.ndarray) -> np.ndarray:
-    """Softmax over the first axis."""
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the first axis."""
     shares = np.exp(scores - scores.max(0))
     return shares / shares.sum(0)

@@ -49,6 +49,12 @@ def test_staged_makes_the_folder(tmp_path: Path) -> None:
     assert target.read_text() == "new"
 
 
+def test_folders_that_were_made_for_nothing_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"), staged(tmp_path / "a" / "b" / "model.onnx"):
+        raise ValueError("no")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("fault", [ValueError("x"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
 def test_a_failed_block_changes_nothing(target: Path, fault: BaseException) -> None:
     with pytest.raises(type(fault)), staged(target) as (temporary,):

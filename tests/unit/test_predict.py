@@ -251,6 +251,23 @@ def test_probabilities_and_the_picture(tmp_path: Path) -> None:
     assert outcome.facts["volumes_ml"]["bone"] == pytest.approx((labels == 3).sum() * millilitres, abs=1e-3)
 
 
+def test_probabilities_of_a_model_that_gives_them_are_its_own(tmp_path: Path) -> None:
+    scan = saved(tmp_path / "scan.nii.gz", body((16, 16, 16)))
+
+    def softmax(scores: np.ndarray) -> np.ndarray:
+        shares = np.exp(scores)
+        return shares / shares.sum(1, keepdims=True)
+
+    found = []
+    for name, runner, logits in (("a", NearestLevel(), True), ("b", NearestLevel(softmax), False)):
+        task = Task(scan=scan, target=tmp_path / f"{name}.nii", probabilities=tmp_path / name)
+        with runner:
+            predict(runner, [task], NAMES, replace(HOW, logits=logits))
+        files = sorted((tmp_path / name).iterdir())
+        found.append(np.stack([np.asarray(nibabel.load(path).dataobj) for path in files]))  # type: ignore[attr-defined]
+    assert np.abs(found[0] - found[1]).max() < 1.1 / 255 and found[0].max() > 0.5
+
+
 def test_one_result_has_one_file(tmp_path: Path) -> None:
     scan = saved(tmp_path / "scan.nii.gz", body((30, 20, 25)))
     for name in ("a.nii.gz", "b.nii.gz", "c.nii"):
