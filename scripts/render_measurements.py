@@ -65,7 +65,7 @@ def memory_plans(figures: dict[str, Any]) -> list[str]:
         weights, activations = row["weights_bytes"] / 1e6, row["activation_bytes"] / 1e6
         eager = EAGER_MB.get((row["preset"], row["max"], row["batch"]))
         rows.append((
-            row["preset"], row["precision"].upper() + (", nothing kept" if row.get("keep") == "none" else ""),
+            row["preset"], row["precision"].upper(),
             f"{row['min']} to {row['max']}", str(row["batch"]),
             f"{weights:,.0f} MB", f"{activations:,.0f} MB", f"{weights + activations:,.0f} MB",
             f"{eager:,} MB" if eager else "not known",
@@ -151,7 +151,8 @@ def predict(figures: dict[str, Any]) -> list[str]:
         "## Segmenting large scans",
         "",
         f"`predict {figures['model']}` of phantoms of {' x '.join(map(str, figures['spacing_mm']))} mm, packed NIfTI "
-        f"in and out. {_where(figures)}.",
+        f"in and out. {figures['machine']['cpu']}, {figures['machine']['cores']} cores, torch "
+        f"{figures['machine']['torch']}, {figures['date']}.",
         "The network is the narrow one; all else is reading, preprocessing, and what of blending and writing it does "
         "not hide.",
         "",

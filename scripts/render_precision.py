@@ -220,13 +220,13 @@ def full_width_section(plans: dict[str, Any]) -> list[str]:
         both = [one["weights_bytes"] + one["activation_bytes"] for one in (half, row)]
         light, share = row["weights_bytes"] <= INT8_WEIGHTS_GOAL, both[1] / both[0]
         rows.append((
-            row["preset"], f"{row['min']} to {row['max']}", row["keep"], f"{row['share_of_multiply_adds']:.1%}",
+            row["preset"], f"{row['min']} to {row['max']}", f"{row['share_of_multiply_adds']:.1%}",
             f"{both[0] / 1e6:,.0f} MB", f"{both[1] / 1e6:,.0f} MB", f"{row['weights_bytes'] / 1e6:,.0f} MB",
             f"{share:.1%}", "yes" if light and share <= INT8_MEMORY_GOAL else "**no**",
         ))  # fmt: skip
     calibrated = next(row for row in plans["rows"] if row["precision"] == "int8")
     names = (
-        "preset", "volumes", "`--keep`", "multiply-adds in INT8", "FP16 engine", "INT8 engine", "of it weights",
+        "preset", "volumes", "multiply-adds in INT8", "FP16 engine", "INT8 engine", "of it weights",
         "INT8 of FP16",
         f"weights up to {INT8_WEIGHTS_GOAL / 1e6:.0f} MB and memory up to {INT8_MEMORY_GOAL:.0%}",
     )  # fmt: skip
@@ -236,9 +236,8 @@ def full_width_section(plans: dict[str, Any]) -> list[str]:
         _paragraph(
             f"Engines for an RTX 3060 as TensorRT-RTX {plans['machine']['tensorrt-rtx']} plans them; not run. Weights",
             "by rule, calibrated on phantoms: what INT8 does to the organs at full width was not measured, because no",
-            "trained network of that size was at hand. Weights by rule have no organs to keep, so `--keep auto` puts",
-            "layers back into FP16 in vain; a network that keeps its organs, like `demo`, gets what `none` shows. "
-            "Calibrating took",
+            "trained network of that size was at hand. So nothing went back to FP16 for the organs' sake (`calibrate",
+            "--keep none`), as nothing does for `demo`; each weight that does takes a byte more. Calibrating took",
             f"{calibrated['calibration_seconds'] / 60:.0f} minutes, and {calibrated['again_seconds']:.0f} seconds the",
             f"second time, from its cache. `python scripts/memory_plans.py`, {plans['date']}.",
         ),

@@ -50,8 +50,11 @@ NOT_FOR_INT8 = "short-convolutions"
 #: The smallest scale of a tensor. Below FP16's smallest normal number it has fewer digits, but it is exact as it is
 #: stored, and the steps of the tensor itself, 2^-24 there, are still much finer than it.
 SMALLEST_SCALE = 2.0**-20
-#: A context or an organ convolution, or one of a residual block, by the scopes in the names of nodes.
-_QUANTIZED = re.compile(r"/scale_attentions\.\d+/(context_conv|organ_conv)/|/backbone/layers\.\d+/[^/]+/conv[12]/")
+#: A context or an organ convolution, one of a residual block, or one of the light backbone's two coarse blocks, which
+#: have 94 % of its weights, by the scopes in the names of nodes.
+_QUANTIZED = re.compile(
+    r"/scale_attentions\.\d+/(context_conv|organ_conv)/|/backbone/(layers\.\d+/[^/]+/conv[12]|encoder_blocks\.[23])/"
+)
 #: What reads the image. At full width it does 1 % of the multiply-adds, at an eighth of it 9 %.
 _STEM = re.compile(r"^/backbone/(conv1|initial_conv)\b")
 #: Why other convolutions are not quantized, by their names.
@@ -61,7 +64,7 @@ _KEPT = (
     (re.compile(r"fusion"), "fusion: 1 % of the multiply-adds; INT8 copies of its inputs take twice the memory"),
     (re.compile(r"^/backbone/(conv1|initial_conv|strided_conv)"), "stem: it reads the image"),
     (re.compile(r"/downsample/"), "shortcut: 1 % of the multiply-adds"),
-    (re.compile(r"^/backbone/"), "light backbone: 2 % of the multiply-adds, and every level reads it"),
+    (re.compile(r"^/backbone/"), "light backbone at its fine levels: few weights, and every level reads it"),
     (re.compile(r"^/classifier/"), "classifier: what it makes are the logits"),
 )
 

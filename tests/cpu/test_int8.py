@@ -66,7 +66,7 @@ def test_int8_follows_fp32(source: OnnxArtifact, ranges: Ranges, tmp_path: Path)
     # Below: not INT8 at all. A step of INT8 is 8e-3 of the largest value.
     assert 2e-3 < relative_l2(found, expected) < 0.1
     assert report.share >= 0.85, "of the narrowest network; resizes and attention weigh more there"
-    assert len(report.layers) == 40 and sum(layer.weights for layer in report.layers) > 0.9 * _weights(source)
+    assert len(report.layers) == 44 and sum(layer.weights for layer in report.layers) > 0.9 * _weights(source)
     assert artifact.facts["precision"] == "int8" and artifact.facts["parent_sha256"] == source.sha256
     assert artifact.facts["int8"]["ranges_sha256"] == ranges.key.sha256
 
@@ -159,7 +159,7 @@ def test_scales_are_exact_in_fp16(quantized: ir.Model) -> None:
                 values = _constant(node, index)
                 assert np.array_equal(values, values.astype(np.float16)) and (values >= 6.1e-5).all()
                 checked += 1
-    assert checked == 40 * 4
+    assert checked == 44 * 4
 
 
 def test_kept_convolutions_stay(source: OnnxArtifact, ranges: Ranges, tmp_path: Path) -> None:
@@ -167,13 +167,15 @@ def test_kept_convolutions_stay(source: OnnxArtifact, ranges: Ranges, tmp_path: 
     _, report = int8_from_fp32(
         source, ranges, tmp_path / "int8.onnx", options=Int8Options(keep={name: "because of a test"})
     )
-    assert report.kept[name] == "because of a test" and len(report.layers) == 39
+    assert report.kept[name] == "because of a test" and len(report.layers) == 43
     assert report.share < 0.7, "a third of all multiply-adds is in this one"
     reasons = {conv.name: conv.reason for conv in convolutions(ir.load(source.path))}
-    assert sum(reason is None for reason in reasons.values()) == 40
-    for scope in ("/spatial_attention/", "/channel_attention/", "/gate_conv/", "fusion", "/backbone/", "/classifier/"):
+    assert sum(reason is None for reason in reasons.values()) == 44
+    stem, fine, coarse = "/backbone/initial_conv", "/backbone/encoder_blocks.1/", "/backbone/encoder_blocks.3/"
+    for scope in ("_attention/", "/gate_conv/", "fusion", "/classifier/", stem, fine):
         kept = [reason for conv, reason in reasons.items() if scope in conv]
         assert kept and all(kept)
+    assert [reason for conv, reason in reasons.items() if coarse in conv] == [None, None]
     with pytest.raises(RefusedInput, match="no convolutions named /nowhere"):
         quantized_tensors(source, Int8Options(keep={"/nowhere": "?"}))
 
