@@ -16,6 +16,8 @@ AMOS_LABELS = (
     "aorta", "postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder",
     "prostate/uterus",
 )  # fmt: skip
+#: A label map has 8 bits a voxel.
+MOST_LABELS = 256
 #: Number formats of a graph, and of the engine that is built from it.
 PRECISIONS = ("fp32", "fp16", "int8")
 #: How windows that overlap share their voxels.

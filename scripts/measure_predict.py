@@ -1,6 +1,6 @@
 """Time and memory of `predict` on large scans, and what of it is not the network.
 
-    python scripts/measure_predict.py     # 512x512x200 and 512x512x600 with demo: about ten minutes, 1 GB of disk
+    python scripts/measure_predict.py     # 512x512x200 and 512x512x600 with demo: about a minute, 0.3 GB of disk
 
 Each scan is a phantom of 0.8 x 0.8 x 1.0 mm, segmented by the command line in a process of its own, whose peak
 resident memory the kernel reports. Figures go to docs/measurements/predict.json.

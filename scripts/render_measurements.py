@@ -13,6 +13,8 @@ from typing import Any
 import click
 from _reported import EAGER_MB
 
+from lhanet_export.shapes import format_shape
+
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
 PAGE = FOLDER / "README.md"
 _FILES = (
@@ -65,8 +67,7 @@ def memory_plans(figures: dict[str, Any]) -> list[str]:
         weights, activations = row["weights_bytes"] / 1e6, row["activation_bytes"] / 1e6
         eager = EAGER_MB.get((row["preset"], row["max"], row["batch"]))
         rows.append((
-            row["preset"], row["precision"].upper(),
-            f"{row['min']} to {row['max']}", str(row["batch"]),
+            row["preset"], row["precision"].upper(), f"{row['min']} to {row['max']}", str(row["batch"]),
             f"{weights:,.0f} MB", f"{activations:,.0f} MB", f"{weights + activations:,.0f} MB",
             f"{eager:,} MB" if eager else "not known",
         ))  # fmt: skip
@@ -99,7 +100,7 @@ def cpu_speed(figures: dict[str, Any]) -> list[str]:
         "## Speed on a CPU",
         "",
         f"One inference of the full-size {figures['checkpoint']['preset']} network, weights by rule, at "
-        f"{'x'.join(map(str, figures['shape']))}, {figures['threads']} threads, {figures['rounds']} rounds in turn;",
+        f"{format_shape(figures['shape'])}, {figures['threads']} threads, {figures['rounds']} rounds in turn;",
         f"outputs against eager PyTorch's, the worst of {figures['volumes']} volumes; graph of `--for cpu`. "
         f"{_where(figures)}.",
         "Mixed computes in BF16 where that changes few labels.",
@@ -143,8 +144,9 @@ def predict(figures: dict[str, Any]) -> list[str]:
         seconds = row["seconds"]
         rest = seconds["read"] + seconds["windows"] + seconds["write"] - seconds["network"]
         rows.append((
-            _shape(row["shape"]), _shape(row["network_shape"]), str(row["windows"]), f"{seconds['network']:.0f} s",
-            f"{rest:.1f} s", f"{rest / (rest + seconds['network']):.1%}", f"{row['peak_rss_bytes'] / 1e6:,.0f} MB",
+            format_shape(row["shape"]), format_shape(row["network_shape"]), str(row["windows"]),
+            f"{seconds['network']:.0f} s", f"{rest:.1f} s", f"{rest / (rest + seconds['network']):.1%}",
+            f"{row['peak_rss_bytes'] / 1e6:,.0f} MB",
         ))  # fmt: skip
     names = ("scan", "at 1.5 mm", "windows", "network", "all else", "of the time", "peak resident memory")
     return [
@@ -158,10 +160,6 @@ def predict(figures: dict[str, Any]) -> list[str]:
         "",
         *table(names, rows),
     ]
-
-
-def _shape(sides: Sequence[int]) -> str:
-    return "x".join(map(str, sides))
 
 
 def fp16_error(figures: dict[str, Any]) -> list[str]:

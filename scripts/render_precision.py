@@ -227,8 +227,7 @@ def full_width_section(plans: dict[str, Any]) -> list[str]:
     calibrated = next(row for row in plans["rows"] if row["precision"] == "int8")
     names = (
         "preset", "volumes", "multiply-adds in INT8", "FP16 engine", "INT8 engine", "of it weights",
-        "INT8 of FP16",
-        f"weights up to {INT8_WEIGHTS_GOAL / 1e6:.0f} MB and memory up to {INT8_MEMORY_GOAL:.0%}",
+        "INT8 of FP16", f"weights up to {INT8_WEIGHTS_GOAL / 1e6:.0f} MB and memory up to {INT8_MEMORY_GOAL:.0%}",
     )  # fmt: skip
     return [
         "## Memory at full width",

@@ -10,7 +10,7 @@ import click
 
 from lhanet_export.cli.options import OutputPath, ShapeType, assume_hu_option, command, json_option
 from lhanet_export.cli.show import Show
-from lhanet_export.conventions import BLENDINGS, MOST_OVERLAP, Preprocessing
+from lhanet_export.conventions import BLENDINGS, MOST_LABELS, MOST_OVERLAP, Preprocessing
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import check_output_path
 from lhanet_export.shapes import Shape
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lhanet_export.predict.task import Outcome, Task
 
 _AXES = "xyz"
-MOST_CLASSES = 256
 
 
 class OrgansType(click.ParamType):
@@ -102,8 +101,8 @@ def predict(
     rules = _rules(opened.preprocessing, patch, overlap, blending)
     if opened.target.output == "labels":
         raise RefusedInput(f"{model} gives labels, of which no windows can be blended; export it with --output coarse")
-    if len(opened.labels) > MOST_CLASSES:
-        raise RefusedInput(f"{model} has {len(opened.labels)} classes; a label map of 8 bits has {MOST_CLASSES}")
+    if len(opened.labels) > MOST_LABELS:
+        raise RefusedInput(f"{model} has {len(opened.labels)} classes; a label map of 8 bits has {MOST_LABELS}")
     check_shapes([rules.patch], opened.spatial)
     how = Prediction(
         preprocessing=rules, batch=opened.batch or batch, fixed_batch=opened.batch is not None, mirrored=mirror,
@@ -135,20 +134,20 @@ def _rules(rules: Preprocessing, patch: Shape | None, overlap: float | None, ble
 def _tasks(scan: Path, target: Path, probabilities: Path | None, report: Path | None) -> list[Task]:
     """What to make of a scan or of the scans of a folder."""
     from lhanet_export.predict.task import Task
-    from lhanet_export.volume.folder import entries_in
+    from lhanet_export.volume.folder import entries_in, stem_of
 
     if scan.is_dir():
         if target.is_file():
             raise RefusedInput(f"{scan} is a folder, so {target} has to be one, too; name another output")
-        pairs = [(entry.image, target / f"{_stem(entry.image)}.nii.gz") for entry in entries_in(scan)]
+        pairs = [(entry.image, target / f"{stem_of(entry.image)}.nii.gz") for entry in entries_in(scan)]
     else:
-        if not target.name.lower().endswith((".nii", ".nii.gz")) or target.is_dir():
+        if stem_of(target) is None or target.is_dir():
             raise RefusedInput(f"{target} should be a file that ends in .nii or .nii.gz: {scan} is one scan")
         pairs = [(scan, target)]
     tasks = []
     for source, labels in pairs:
         check_output_path(labels, *(image for image, _ in pairs))
-        name = _stem(labels)
+        name = str(stem_of(labels))
         tasks.append(
             Task(
                 scan=source,
@@ -162,12 +161,6 @@ def _tasks(scan: Path, target: Path, probabilities: Path | None, report: Path | 
         twice = next(name for name in names if names.count(name) > 1)
         raise RefusedInput(f"two scans of {scan} would be written to {twice}; segment their folders one by one")
     return tasks
-
-
-def _stem(path: Path) -> str:
-    """A NIfTI file's name without `.nii` or `.nii.gz`."""
-    name = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
-    return name[: -len(".nii")]
 
 
 def _classes(organs: tuple[str, ...] | None, names: tuple[str, ...]) -> frozenset[int] | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
+from lhanet_export.conventions import MOST_LABELS
 from lhanet_export.errors import RefusedInput
 from lhanet_export.inference.fold import folded
 from lhanet_export.inference.rewrites.registry import rewrite
@@ -32,7 +33,7 @@ class InferenceNetwork(nn.Module):
         self, network: LHANet, target: Target, *, purpose: str = "engine", without: Collection[str] = ()
     ) -> None:
         super().__init__()
-        if target.output == "labels" and network.num_classes > 256:
+        if target.output == "labels" and network.num_classes > MOST_LABELS:
             raise RefusedInput(f"labels are uint8: {network.num_classes} classes do not fit; use --output logits")
         self.target = target
         self.resize_logits: Callable[[Tensor, Sequence[int]], Tensor] = resize_to_size

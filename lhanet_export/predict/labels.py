@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
+from lhanet_export.conventions import MOST_LABELS
 from lhanet_export.files import staged, staging_folder
 from lhanet_export.predict.task import Prediction, Task
 from lhanet_export.volume.blend import Blend, best_class, on_scan
@@ -59,12 +60,12 @@ class LabelsOfScan:
         """Write the files and say what is in them; `image` is the network's input, for the picture."""
         with self._open:
             assert self._done == self._header.shape[2], "a slice was not completed"
-            removed = keep_largest(self._labels, range(1, len(self._names))) if self._how.largest else 0
-            counts = np.zeros(256, np.int64)
+            removed = keep_largest(self._labels) if self._how.largest else 0
+            counts = np.zeros(MOST_LABELS, np.int64)
             with staged(self._task.target) as (path,), slices_into(path, self._header) as write:
                 for first in range(0, self._done, _SLICES):
                     slab = self._labels.T[first : first + _SLICES]
-                    counts += np.bincount(slab.ravel(), minlength=256)
+                    counts += np.bincount(slab.ravel(), minlength=MOST_LABELS)
                     write(slab)
             millilitres = math.prod(spacing_of(self._header.affine)) / 1000
             volumes = {

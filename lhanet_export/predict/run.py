@@ -22,10 +22,9 @@ from lhanet_export.predict.labels import LabelsOfScan
 from lhanet_export.predict.task import Outcome, Prediction, Task
 from lhanet_export.progress import SILENT, Progress
 from lhanet_export.runners.base import Runner
-from lhanet_export.shapes import Shape
 from lhanet_export.volume.blend import Blend, blend_of
 from lhanet_export.volume.header import Header, spacing_of
-from lhanet_export.volume.preprocess import preprocess_slabs
+from lhanet_export.volume.preprocess import preprocess_slabs, shape_of
 from lhanet_export.volume.read import VoxelFile, hu_slabs
 from lhanet_export.volume.windows import Tiling, Window, tiling_of, window_of
 
@@ -93,7 +92,7 @@ def _segmented(
     """Run the windows of a scan; its files are written in the background."""
     if isinstance(prepared, RefusedInput):
         return finisher.submit(Outcome, task=task, error=prepared)
-    tiling = tiling_of(_shape(prepared.image), how.preprocessing)
+    tiling = tiling_of(shape_of(prepared.image), how.preprocessing)
     with _enough_memory(task):
         labels = LabelsOfScan(prepared.header, names, how, task)
     start = time.perf_counter()
@@ -184,11 +183,6 @@ def _subsets(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
     for axis in axes:
         found += [(*one, axis + 2) for one in found]
     return found
-
-
-def _shape(image: np.ndarray) -> Shape:
-    depth, height, width = image.shape
-    return depth, height, width
 
 
 @contextmanager

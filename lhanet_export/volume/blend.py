@@ -54,38 +54,22 @@ class CoarseBlend:
 
     def __init__(self, tiling: Tiling, scan_shape: Shape, classes: int, cells: Shape) -> None:
         self._cells = cells
-        self.along_x, self.along_y, self._along_z = (
+        self.along_x, self.along_y, along_z = (
             _interpolation(axis.side, size) @ _resized_shares(axis, count)
             for axis, size, count in zip(tiling.axes, scan_shape, cells, strict=True)
         )
+        self._slices = _Slices(along_z)
         across = [len(axis.starts) * count for axis, count in zip(tiling.axes[:2], cells[:2], strict=True)]
         self._shape = (cells[2], classes, across[0], across[1])
-        self._rows: dict[int, np.ndarray] = {}
         self._row = np.empty(self._shape, np.float32)
-        self._number = self._next = 0
 
     def add(self, window: Window, scores: np.ndarray) -> None:
         (i, j, _), (d, h, _) = window.index, self._cells
         self._row[:, :, i * d : (i + 1) * d, j * h : (j + 1) * h] = np.moveaxis(scores, 3, 0)
 
     def finish_row(self) -> Iterator[np.ndarray]:
-        self._rows[self._number] = self._row
-        self._row = np.empty(self._shape, np.float32)
-        self._number += 1
-        first, self._next = self._next, _ready(self._along_z, self._next, self._number * self._cells[2])
-        rows = dict(self._rows)
-        if self._next < self._along_z.shape[0]:
-            oldest = _reads(self._along_z, self._next)[0].min() // self._cells[2]
-            self._rows = {number: row for number, row in self._rows.items() if number >= oldest}
-        return self._slices(rows, range(first, self._next))
-
-    def _slices(self, rows: dict[int, np.ndarray], which: range) -> Iterator[np.ndarray]:
-        for z in which:
-            result = np.zeros(self._shape[1:])
-            for cell, weight in zip(*_reads(self._along_z, z), strict=True):
-                number, inner = divmod(int(cell), self._cells[2])
-                result += weight * rows[number][inner].astype(np.float64)
-            yield result
+        row, self._row = self._row, np.empty(self._shape, np.float32)
+        return self._slices.after(list(row))
 
 
 class VoxelBlend:
@@ -93,15 +77,14 @@ class VoxelBlend:
 
     def __init__(self, tiling: Tiling, scan_shape: Shape, classes: int) -> None:
         self._axes = tiling.axes
-        self.along_x, self.along_y, self._along_z = (
+        self.along_x, self.along_y, along_z = (
             _interpolation(axis.side, size) for axis, size in zip(tiling.axes, scan_shape, strict=True)
         )
+        self._slices = _Slices(along_z)
         self._shape = (classes, tiling.axes[0].side, tiling.axes[1].side)
         #: The network's slices that are not complete, from the row's first on.
         self._sums: deque[np.ndarray] = deque()
-        #: Complete ones that a later slice of the scan reads, too, by their numbers.
-        self._kept: dict[int, np.ndarray] = {}
-        self._number = self._next = 0
+        self._number = 0
 
     def add(self, window: Window, scores: np.ndarray) -> None:
         depth, height, width = self._axes
@@ -109,32 +92,52 @@ class VoxelBlend:
             self._sums.append(np.zeros(self._shape, np.float32))
         i, j, row = window.index
         shares = np.outer(depth.shares[i], height.shares[j]).astype(np.float32)
-        where = tuple(
-            slice(at, min(at + a.patch, a.side)) for at, a in zip(window.start[:2], self._axes[:2], strict=True)
-        )
-        inside = tuple(slice(at.stop - at.start) for at in where)
+        where = [slice(at, min(at + a.patch, a.side)) for at, a in zip(window.start[:2], self._axes[:2], strict=True)]
+        inside = [slice(at.stop - at.start) for at in where]
         slices = np.ascontiguousarray(np.moveaxis(scores, 3, 0))
         for total, part, share in zip(self._sums, slices, width.shares[row].astype(np.float32), strict=True):
             total[:, where[0], where[1]] += (part * (shares * share))[:, inside[0], inside[1]]
 
     def finish_row(self) -> Iterator[np.ndarray]:
         width = self._axes[2]
-        start = width.starts[self._number]
+        ends = (*width.starts[1:], width.side)
+        complete = ends[self._number] - width.starts[self._number]
         self._number += 1
-        end = width.starts[self._number] if self._number < len(width.starts) else width.side
-        known = self._kept | {number: self._sums.popleft() for number in range(start, end)}
-        first, self._next = self._next, _ready(self._along_z, self._next, end)
-        if self._next < self._along_z.shape[0]:
-            oldest = _reads(self._along_z, self._next)[0].min()
-            self._kept = {number: total for number, total in known.items() if number >= oldest}
-        return self._slices(known, range(first, self._next))
+        return self._slices.after([self._sums.popleft() for _ in range(complete)])
 
-    def _slices(self, known: dict[int, np.ndarray], which: range) -> Iterator[np.ndarray]:
+
+class _Slices:
+    """The slices (K,D',H') of a scan along Z, made of planes that become known one after the other.
+
+    Row z of `matrix` says which planes slice z reads. Planes that no further slice reads are let go.
+    """
+
+    def __init__(self, matrix: csr_array) -> None:
+        self._matrix = matrix
+        self._planes: dict[int, np.ndarray] = {}
+        self._known = self._next = 0
+
+    def after(self, planes: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Take the next planes; the slices that they complete, computed as they are asked for."""
+        planes_now = self._planes | dict(enumerate(planes, start=self._known))
+        self._known += len(planes)
+        first, count = self._next, self._matrix.shape[0]
+        while self._next < count and self._reads(self._next)[0].max() < self._known:
+            self._next += 1
+        oldest = self._reads(self._next)[0].min() if self._next < count else self._known
+        self._planes = {number: plane for number, plane in planes_now.items() if number >= oldest}
+        return self._made(planes_now, range(first, self._next))
+
+    def _made(self, planes: dict[int, np.ndarray], which: range) -> Iterator[np.ndarray]:
         for z in which:
-            result = np.zeros(self._shape)
-            for number, weight in zip(*_reads(self._along_z, z), strict=True):
-                result += weight * known[int(number)].astype(np.float64)
-            yield result
+            yield sum(
+                weight * planes[int(number)].astype(np.float64) for number, weight in zip(*self._reads(z), strict=True)
+            )
+
+    def _reads(self, z: int) -> tuple[np.ndarray, np.ndarray]:
+        """The planes that a slice reads, and their weights."""
+        where = slice(self._matrix.indptr[z], self._matrix.indptr[z + 1])
+        return self._matrix.indices[where], self._matrix.data[where]
 
 
 def on_scan(scores: np.ndarray, along_x: csr_array, along_y: csr_array) -> np.ndarray:
@@ -186,17 +189,3 @@ def _matrix(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tu
     found.sum_duplicates()
     found.eliminate_zeros()
     return found
-
-
-def _reads(matrix: csr_array, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """The columns that a row reads and their weights."""
-    where = slice(matrix.indptr[row], matrix.indptr[row + 1])
-    return matrix.indices[where], matrix.data[where]
-
-
-def _ready(matrix: csr_array, first: int, known: int) -> int:
-    """Up to which row, from `first` on, a matrix reads nothing but its first `known` columns."""
-    row = first
-    while row < matrix.shape[0] and _reads(matrix, row)[0].max() < known:
-        row += 1
-    return row

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 from scipy import ndimage
 
 
-def keep_largest(labels: np.ndarray, organs: Collection[int]) -> int:
+def keep_largest(labels: np.ndarray) -> int:
     """Of each organ leave the largest piece, in place; the other pieces become background. Says how many voxels.
 
     Voxels that touch at a face, an edge or a corner are one piece; of two of one size the one that begins first
@@ -16,7 +14,7 @@ def keep_largest(labels: np.ndarray, organs: Collection[int]) -> int:
     """
     removed = 0
     for organ, box in enumerate(ndimage.find_objects(labels.T), start=1):
-        if box is None or organ not in organs:
+        if box is None:
             continue
         part = labels.T[box]
         pieces, count = ndimage.label(part == organ, ndimage.generate_binary_structure(3, 3))

@@ -51,6 +51,12 @@ def entries_in(folder: Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.image)
 
 
+def stem_of(path: Path) -> str | None:
+    """A NIfTI file's name without `.nii` or `.nii.gz`, None for any other file's."""
+    suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
+    return path.name[: -len(suffix)] if suffix else None
+
+
 def _paired(images: Path, labels: Path) -> list[Entry]:
     scans = _volumes(images)
     maps = _volumes(labels) if labels.is_dir() else {}
@@ -67,10 +73,9 @@ def _volumes(folder: Path) -> dict[str, Path]:
     except OSError as error:
         raise RefusedInput(f"cannot read the folder {folder}: {error.strerror}") from error
     for path in paths:
-        suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
-        if suffix is None or path.name.startswith(".") or not path.is_file():
+        name = stem_of(path)
+        if name is None or path.name.startswith(".") or not path.is_file():
             continue
-        name = path.name[: -len(suffix)]
         if name in found:
             raise RefusedInput(f"{folder} holds {found[name].name} and {path.name}; keep the one that is meant")
         found[name] = path

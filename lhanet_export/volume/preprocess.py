@@ -26,7 +26,7 @@ def preprocess(hu: np.ndarray, spacing_mm: Spacing, how: Preprocessing) -> np.nd
 
     The rules are those of `preprocess_slabs`. `hu` is not changed; besides it, memory holds the result and a slab.
     """
-    x, y, z = _shape(hu)
+    x, y, z = shape_of(hu)
     thickness = max(1, _SLAB_VOXELS // (x * y))
     slabs = (hu[:, :, first : first + thickness] for first in range(0, z, thickness))
     return preprocess_slabs(slabs, (x, y, z), spacing_mm, how)
@@ -61,7 +61,7 @@ def resample_labels(labels: np.ndarray, spacing_mm: Spacing, how: Preprocessing)
     _check_rules(how)
     if labels.dtype != np.uint8:
         raise ValueError(f"labels are uint8, not {labels.dtype}")
-    shape = grid_shape(_shape(labels), spacing_mm, how)
+    shape = grid_shape(shape_of(labels), spacing_mm, how)
     # floor((i + 0.5) * n / m) in whole numbers: ties go up on every machine.
     nearest = [(2 * np.arange(m) + 1) * n // (2 * m) for n, m in zip(labels.shape, shape, strict=True)]
     return np.ascontiguousarray(labels[np.ix_(*nearest)])
@@ -99,7 +99,8 @@ def _check_rules(how: Preprocessing) -> None:
         raise RefusedInput(f"preprocessing: clip_hu {how.clip_hu} is not a range of HU; give the lower value first")
 
 
-def _shape(volume: np.ndarray) -> Shape:
+def shape_of(volume: np.ndarray) -> Shape:
+    """The three sides of a volume; `ValueError` for an array that is none."""
     if volume.ndim != 3 or not volume.size:
         raise ValueError(f"a volume has three axes and a voxel, not the shape {volume.shape}")
     x, y, z = volume.shape
@@ -108,13 +109,15 @@ def _shape(volume: np.ndarray) -> Shape:
 
 def _across(slabs: Iterable[np.ndarray], shape: Shape, depth: int, height: int) -> Iterator[np.ndarray]:
     """Slabs (X,Y,t) interpolated along X and Y: float32 (t,H,D)."""
+    resized = []
+    for axis, n, m in ((2, shape[0], depth), (1, shape[1], height)):
+        if n != m:
+            first, second, share = linear_taps(n, m)
+            resized.append((axis, first, second, share.astype(np.float32).reshape((-1, 1) if axis == 1 else -1)))
     for slab in slabs:
         planes = slab.T.astype(np.float32, copy=False)
-        for axis, n, m in ((2, shape[0], depth), (1, shape[1], height)):
-            if n != m:
-                first, second, share = linear_taps(n, m)
-                share = share.astype(np.float32).reshape((-1, 1) if axis == 1 else -1)
-                planes = _between(planes.take(first, axis), planes.take(second, axis), share)
+        for axis, first, second, share in resized:
+            planes = _between(planes.take(first, axis), planes.take(second, axis), share)
         yield planes
 
 
@@ -125,7 +128,7 @@ def _along_z(slabs: Iterable[np.ndarray], n: int, m: int) -> Iterator[np.ndarray
         return
     first, second, share = linear_taps(n, m)
     weights = share.astype(np.float32)[:, None, None]
-    done = start = end = 0
+    done = end = 0
     known: np.ndarray | None = None
     for slab in slabs:
         # The last plane of the slab before is the first tap of the next result, if that has not been made.
