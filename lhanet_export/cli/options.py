@@ -32,11 +32,15 @@ _MOST_MEMORY = 2**40
 
 
 class OutputPath(click.Path):
-    """A file or folder that the command writes; `-o` and `--json` have this type."""
+    """What the command writes, `-o` and `--json` have this type: a file, a folder, or (None) one or the other."""
 
-    def __init__(self, *, folder: bool = False) -> None:
-        super().__init__(file_okay=not folder, dir_okay=folder, path_type=Path)
+    def __init__(self, *, folder: bool | None = False) -> None:
+        super().__init__(file_okay=not folder, dir_okay=folder is not False, path_type=Path)
         self.folder = folder
+
+    def names_folder(self, path: Path) -> bool:
+        """Whether a value of this type is a folder, as far as that is known before it is written."""
+        return path.is_dir() if self.folder is None else self.folder
 
 
 class ShapeType(click.ParamType):
@@ -298,9 +302,9 @@ def _check_paths(command: click.Command, ctx: click.Context) -> None:
         value = ctx.params.get(param.name or "")
         value = value.json_target if isinstance(value, Show) else value
         if isinstance(param.type, OutputPath):
-            if value is not None and value != STDOUT and not param.type.folder:
+            if value is not None and value != STDOUT and not param.type.names_folder(value):
                 written.append(value)
-        elif isinstance(value, Path) or (param.name == "checkpoint" and isinstance(value, str)):
+        elif isinstance(value, Path) or (param.name in ("checkpoint", "model") and isinstance(value, str)):
             read.append(Path(value))
     for path in written:
         check_output_path(path, *read)

@@ -47,7 +47,7 @@ class AxesType(click.ParamType):
 @click.argument("model", metavar="MODEL")
 @click.argument("scan", metavar="INPUT", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "-o", "target", required=True, type=click.Path(path_type=Path), metavar="OUTPUT",
+    "-o", "target", required=True, type=OutputPath(folder=None), metavar="OUTPUT",
     help="The label map (.nii or .nii.gz), or the folder for those of a folder.",
 )  # fmt: skip
 @click.option(

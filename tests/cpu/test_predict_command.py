@@ -115,6 +115,20 @@ def test_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("report", ["model.onnx", "a.nii", "scan.nii.gz"])
+def test_no_file_is_written_that_is_read_or_written_already(
+    report: str, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.onnx").write_bytes(b"a model")
+    Path("scan.nii.gz").write_bytes(scan.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run(["predict", "model.onnx", "scan.nii.gz", "-o", "a.nii", "--json", report]) == 2
+    said = capsys.readouterr().err
+    assert "is an input of this command" in said or "is named for two results of this command" in said
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_labels_cannot_be_blended(scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "labels.onnx"
     assert run(["onnx", "demo", "-o", str(model), "--output", "labels"]) == 0
