@@ -27,3 +27,7 @@ class EnvironmentLacks(LhanetExportError):
     """This machine lacks something: a package, a GPU, memory or disk. Exit code 3."""
 
     exit_code = 3
+
+
+class OutOfMemory(EnvironmentLacks):
+    """A GPU has no room for this much at a time; less of it may fit. Exit code 3 if nobody tries."""

@@ -262,12 +262,9 @@ def verify_engine_bytes(engine_path: Path) -> bytes:
         raise RefusedInput(f"there is no engine file {engine_path}")
     try:
         with engine_path.open("rb") as stream:
-            for path, found in (
-                (engine_path, os.fstat(stream.fileno())),
-                (sidecar_of(engine_path), sidecar_of(engine_path).stat()),
-                (engine_path.parent, engine_path.absolute().parent.stat()),
-            ):
-                _check_owner(path, found)
+            _check_owner(engine_path, os.fstat(stream.fileno()))
+            check_owner(sidecar_of(engine_path))
+            check_owner(engine_path.parent)
             size = os.fstat(stream.fileno()).st_size
             if size != expected.bytes:
                 raise RefusedInput(
@@ -287,8 +284,13 @@ def verify_engine_bytes(engine_path: Path) -> bytes:
     return raw
 
 
+def check_owner(path: Path) -> None:
+    """Refuse a file or folder that another user of this machine can change; `OSError` if there is none."""
+    _check_owner(path, path.absolute().stat())
+
+
 def _check_owner(path: Path, found: os.stat_result) -> None:
-    """Refuse what another user of this machine can change; a shared folder with the sticky bit protects its files."""
+    # A shared folder with the sticky bit protects its files.
     if not hasattr(os, "geteuid"):
         return  # Windows, whose access lists say this in another way
     protected = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX

@@ -1,10 +1,30 @@
 """What verification, benchmarks and prediction know of a backend."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 from typing_extensions import Self
+
+
+class Slot(Protocol):
+    """Memory for one batch of windows on its way through a runner, allocated once and used again and again.
+
+    Fill `image`, `start`, and later `wait`. A GPU runner copies and computes in between, so that with two slots one is
+    filled and read while the other one is under way.
+    """
+
+    #: (N,1,D,H,W) float32; not to be written between `start` and `wait`.
+    image: np.ndarray
+
+    def start(self) -> None:
+        """Begin with what is in `image`."""
+
+    def wait(self) -> np.ndarray:
+        """The scores (N,K,d,h,w) in the type that the model gives; valid until the slot is started again."""
 
 
 class Runner(Protocol):
@@ -20,8 +40,35 @@ class Runner(Protocol):
     def infer(self, image: np.ndarray) -> np.ndarray:
         """The output for a volume (N,1,D,H,W) float32; a size out of range raises `RefusedInput`."""
 
+    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+        """Buffers for `count` batches of a shape (N,1,D,H,W) under way at a time, in the order in which they start.
+
+        Those of another shape that were made before are of no use any more. Raises `RefusedInput` for a size out of
+        range and `OutOfMemory` where a GPU has no room for the batch; a smaller one may be tried then.
+        """
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
+
+
+def host_slots(infer: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], count: int) -> list[Slot]:
+    """Slots of a runner that computes when it is asked to: on a CPU, whose cores have no copies to overlap."""
+    return [_HostSlot(infer, shape) for _ in range(count)]
+
+
+class _HostSlot:
+    def __init__(self, infer: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> None:
+        self._infer = infer
+        self.image = np.zeros(shape, np.float32)
+        self._scores: np.ndarray | None = None
+
+    def start(self) -> None:
+        self._scores = self._infer(self.image)
+
+    def wait(self) -> np.ndarray:
+        if self._scores is None:
+            raise ValueError("the slot was not started")
+        return self._scores

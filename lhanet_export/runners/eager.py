@@ -10,6 +10,7 @@ from typing_extensions import Self
 from lhanet_export.inference.target import Target
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.resize import resize_to_size
+from lhanet_export.runners.base import Slot, host_slots
 
 
 class EagerRunner:
@@ -25,6 +26,10 @@ class EagerRunner:
         device = next(self._network.parameters()).device
         with torch.inference_mode():
             return self._output(torch.from_numpy(image).to(device)).cpu().numpy()
+
+    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+        """Host memory for batches of a shape (N,1,D,H,W)."""
+        return host_slots(self.infer, shape, count)
 
     def _output(self, image: Tensor) -> Tensor:
         network, size = self._network, image.shape[-3:]

@@ -22,6 +22,7 @@ from typing_extensions import Self
 from lhanet_export.engine.backends import is_out_of_memory
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
+from lhanet_export.runners.base import Slot, host_slots
 from lhanet_export.runners.openvino_graph import channels_last
 from lhanet_export.runners.openvino_library import computes_bf16, load_openvino, load_parts
 from lhanet_export.runners.openvino_mixed import check_computed, check_mixed, mixed
@@ -80,6 +81,10 @@ class OpenVINORunner:
         with self._explained("run"):
             output: np.ndarray = self._compiled(image)[0]
         return output
+
+    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+        """Host memory for batches of a shape (N,1,D,H,W)."""
+        return host_slots(self.infer, shape, count)
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Compile for volumes of a shape (N,1,D,H,W), unless that is the shape that was compiled last."""

@@ -2,7 +2,10 @@
 
 import ast
 import inspect
+import random
 import time
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,9 +22,9 @@ from lhanet_export.engine.gpu import Gpu, find_gpus
 from lhanet_export.engine.manifest import Manifest, manifest_of, publish_engine
 from lhanet_export.engine.plan import plan_engine
 from lhanet_export.engine.recipes import recipe_named
-from lhanet_export.errors import EnvironmentLacks, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, OutOfMemory, RefusedInput
 from lhanet_export.files import sidecar_of
-from lhanet_export.runners import tensorrt_
+from lhanet_export.runners import kernel_cache, tensorrt_, tensorrt_session
 from lhanet_export.runners.tensorrt_ import TensorRTRunner
 from lhanet_export.shapes import SpatialRange
 
@@ -33,6 +36,8 @@ HOLDERS = {
     "_engine": "ICudaEngine",
     "context": "IExecutionContext",
     "_context": "IExecutionContext",
+    "config": "IRuntimeConfig",
+    "_cache": "IRuntimeCache",
     "network": "INetworkDefinition",
     "tensor": "ITensor",
     "made": "IBuilderConfig",
@@ -44,7 +49,8 @@ HOLDERS = {
 #: The same names as TensorRT 11.1 binds them (github.com/NVIDIA/TensorRT at a892d222, python/src/infer/*.cpp).
 TENSORRT_11_1 = {
     "BuilderFlag", "BuilderFlag.TF32", "ICudaEngine.create_execution_context", "ICudaEngine.get_tensor_dtype",
-    "ICudaEngine.get_tensor_profile_shape", "IBuilderConfig.clear_flag", "IExecutionContext.execute_async_v3",
+    "ICudaEngine.get_tensor_profile_shape", "ICudaEngine.get_tensor_shape", "IBuilderConfig.clear_flag",
+    "IExecutionContext.execute_async_v3",
     "IExecutionContext.get_tensor_shape", "IExecutionContext.set_input_shape",
     "IExecutionContext.set_optimization_profile_async", "IExecutionContext.set_tensor_address", "ILogger",
     "ILogger.ERROR", "ILogger.INTERNAL_ERROR", "INetworkDefinition.get_input", "INetworkDefinition.get_output",
@@ -52,8 +58,12 @@ TENSORRT_11_1 = {
     "ITensor.name", "ITensor.shape", "ProfilingVerbosity", "ProfilingVerbosity.LAYER_NAMES_ONLY", "Runtime",
     "Runtime.deserialize_cuda_engine", "__version__",
 }  # fmt: skip
-#: Used only where the runtime has `get_engine_validity`: TensorRT-RTX, and TensorRT from 11.4 on.
-GUARDED = {"EngineInvalidityDiagnostics", "EngineValidity", "Runtime.get_engine_validity"}
+#: Used only where the runtime has `get_engine_validity` (TensorRT-RTX, and TensorRT from 11.4 on), or in TensorRT-RTX.
+GUARDED = {
+    "EngineInvalidityDiagnostics", "EngineValidity", "Runtime.get_engine_validity", "ICudaEngine.create_runtime_config",
+    "CudaGraphStrategy", "IRuntimeConfig.cuda_graph_strategy", "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.deserialize", "IRuntimeCache.serialize",
+}  # fmt: skip
 
 RTX_3060 = Gpu(name="NVIDIA GeForce RTX 3060", compute_capability="8.6", memory_bytes=12 << 30)
 ENGINE = b"engine bytes" * 1000
@@ -80,6 +90,7 @@ def names_used(module: ModuleType) -> set[str]:
 
 def test_every_name_is_one_of_tensorrts() -> None:
     used = names_used(child) | names_used(backends) | names_used(tensorrt_)
+    used |= names_used(tensorrt_session) | names_used(kernel_cache)
     assert {"Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3", "BuilderFlag.TF32"} <= used
     # The monitor's and the logger's constructors.
     used -= {"ILogger.__init__"}
@@ -99,7 +110,7 @@ def test_element_types_are_tensorrts() -> None:
 
 
 def test_host_code_is_never_allowed() -> None:
-    for module in (tensorrt_, child, backends):
+    for module in (tensorrt_, tensorrt_session, child, backends):
         tree = ast.parse(inspect.getsource(module))
         assert not any(
             isinstance(node, ast.Attribute) and node.attr == "engine_host_code_allowed" for node in ast.walk(tree)
@@ -122,6 +133,7 @@ def test_a_missing_package_is_named() -> None:
         module="no_such_module",
         install="pip install x",
         builds_without_gpu=True,
+        compiles_on_the_gpu=False,
         progress_total=None,
     )
     with pytest.raises(EnvironmentLacks, match=r"X is not installed \(Python module 'no_such_module'\).*pip install x"):
@@ -135,6 +147,7 @@ class FakeTensorRT:
     __version__ = "1.7.1.116"
     EngineValidity = SimpleNamespace(VALID=0, SUBOPTIMAL=1, INVALID=2)
     EngineInvalidityDiagnostics = SimpleNamespace(__members__={"UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4})
+    CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
 
     class ILogger:
         """The base of loggers."""
@@ -146,6 +159,7 @@ class FakeTensorRT:
         self.faults = faults
         self.batch = (1, 1, 1)
         self.device = FakeDevice(self)
+        self.cache = FakeCache()
 
     def Runtime(self, logger: Any) -> "FakeRuntime":
         self.calls.append("Runtime")
@@ -170,11 +184,42 @@ class FakeRuntime:
         return FakeEngine(self._trt, self._logger)
 
 
+class FakeCache:
+    """Kernels, as bytes; those that begin with "ours" fit."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def deserialize(self, kernels: bytes) -> bool:
+        self.kernels = kernels if kernels.startswith(b"ours") else b""
+        return bool(self.kernels)
+
+    def serialize(self) -> memoryview:
+        return memoryview(self.kernels)
+
+
+class FakeConfig:
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self._trt = trt
+        self.cuda_graph_strategy = ""
+
+    def create_runtime_cache(self) -> FakeCache:
+        return self._trt.cache
+
+    def set_runtime_cache(self, cache: FakeCache) -> bool:
+        self._trt.calls.append("cache")
+        return cache is self._trt.cache
+
+
 class FakeEngine:
     def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
         self._trt, self._logger = trt, logger
 
-    def create_execution_context(self) -> "FakeContext | None":
+    def create_runtime_config(self) -> FakeConfig:
+        return FakeConfig(self._trt)
+
+    def create_execution_context(self, config: FakeConfig | None = None) -> "FakeContext | None":
+        assert config is None or config.cuda_graph_strategy == "whole"
         self._trt.calls.append("context")
         if "context" in self._trt.faults:
             self._logger.log(self._trt.ILogger.ERROR, self._trt.faults["context"])
@@ -182,7 +227,11 @@ class FakeEngine:
         return FakeContext(self._trt, self._logger)
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return SimpleNamespace(name="HALF" if name == "image" else "FLOAT")
+        return SimpleNamespace(name="HALF" if name == "image" else self._trt.faults.get("dtype", "FLOAT"))
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        channels = 1 if name == "image" else self._trt.faults.get("classes", 2)
+        return (-1, channels, -1, -1, -1)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(batch, 1, 16, 16, 16) for batch in self._trt.batch]
@@ -212,12 +261,14 @@ class FakeContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert stream == FakeDevice.compute_handle
         self._trt.calls.append("execute")
         if "execute" in self._trt.faults:
             self._logger.log(self._trt.ILogger.ERROR, self._trt.faults["execute"])
             return False
-        buffers = self._trt.device.buffers
-        buffers[self._addresses["logits"]].array[...] = 2.0 * buffers[self._addresses["image"]].array
+        device = self._trt.device
+        image, logits = (device.buffers[self._addresses[name]] for name in ("image", "logits"))
+        device.put("compute", lambda: np.multiply(image.array, 2.0, out=logits.array, casting="unsafe"))
         return True
 
 
@@ -228,34 +279,85 @@ class FakeBuffer:
     def data_ptr(self) -> int:
         return id(self)
 
+    def numpy(self) -> np.ndarray:
+        return self.array
+
 
 class FakeDevice:
-    """GPU memory that is the host's."""
+    """A GPU whose streams do nothing before somebody waits, and then as much as they may in an order by chance.
 
-    stream_handle = 7
+    What is missing of the waiting between streams shows as a wrong result for some `seed`.
+    """
+
+    compute_handle = 7
 
     def __init__(self, trt: FakeTensorRT) -> None:
         self._trt = trt
         self.buffers: dict[int, FakeBuffer] = {}
+        self.chance = random.Random(0)
+        self._lines: dict[str, list[Any]] = {"in": [], "compute": [], "out": []}
+        self._happened: set[int] = set()
+        self._events = count()
+        self._capture: list[Any] | None = None
 
-    def allocate(self, shape: tuple[int, ...], dtype: str) -> FakeBuffer:
+    def _buffer(self, kind: str, shape: tuple[int, ...], dtype: str) -> FakeBuffer:
         if "allocate" in self._trt.faults:
             raise RuntimeError(self._trt.faults["allocate"])
-        self._trt.calls.append(f"allocate {dtype}")
+        self._trt.calls.append(f"{kind} {dtype}")
         buffer = FakeBuffer(np.full(shape, np.nan, dtype))
         self.buffers[buffer.data_ptr()] = buffer
         return buffer
 
-    def upload(self, array: np.ndarray, buffer: FakeBuffer) -> None:
-        self._trt.calls.append("upload")
-        buffer.array[...] = array
+    def host(self, shape: tuple[int, ...], dtype: str) -> FakeBuffer:
+        return self._buffer("host", shape, dtype)
 
-    def download(self, buffer: FakeBuffer) -> np.ndarray:
-        self._trt.calls.append("download")
-        return buffer.array.copy()
+    def allocate(self, shape: tuple[int, ...], dtype: str) -> FakeBuffer:
+        return self._buffer("allocate", shape, dtype)
+
+    def put(self, stream: str, work: Any) -> None:
+        (self._lines[stream] if self._capture is None else self._capture).append(work)
+
+    def copy(self, source: FakeBuffer, target: FakeBuffer, stream: str) -> None:
+        assert source.array.shape == target.array.shape
+        self._trt.calls.append(f"copy {stream}")
+        self.put(stream, lambda: np.copyto(target.array, source.array, casting="unsafe"))
+
+    def mark(self, stream: str) -> int:
+        event = next(self._events)
+        self.put(stream, lambda: self._happened.add(event))
+        return event
+
+    def after(self, event: int, stream: str) -> None:
+        self.put(stream, event)
+
+    def wait(self, event: int) -> None:
+        if "wait" in self._trt.faults:
+            raise RuntimeError(self._trt.faults["wait"])
+        while event not in self._happened:
+            ready = [
+                line for line in self._lines.values()
+                if line and (not isinstance(line[0], int) or line[0] in self._happened)
+            ]  # fmt: skip
+            work = self.chance.choice(ready).pop(0)
+            if not isinstance(work, int):
+                work()
+
+    def captured(self, enqueue: Any) -> Any:
+        self._trt.calls.append("capture")
+        if "capture" in self._trt.faults:
+            return None
+        self._capture = captured = []
+        assert enqueue()
+        self._capture = None
+
+        def replay() -> None:
+            self._trt.calls.append("replay")
+            self._lines["compute"] += captured
+
+        return replay
 
 
-def manifest_for(path: Path, **options: Any) -> Manifest:
+def manifest_for(path: Path) -> Manifest:
     onnx = {
         "sha256": "a" * 64,
         "opset": 18,
@@ -306,18 +408,120 @@ def test_the_order_of_things(engine: Path) -> None:
         assert runner.name == "tensorrt-rtx fp16 on NVIDIA GeForce RTX 3060"
         assert np.array_equal(runner.infer(image), 2 * image)
         assert trt.calls == [
-            "Runtime", "get_engine_validity", "deserialize", "context", f"shape {SHAPE}", "allocate float16",
-            "allocate float32", "address image", "address logits", "upload", "execute", "download",
+            "Runtime", "get_engine_validity", "deserialize", "cache", "context", f"shape {SHAPE}",
+            "allocate float16", "allocate float32", "allocate float32", "allocate float32",
+            "address image", "address logits", "host float32", "host float32",
+            "copy in", "copy compute", "execute", "copy compute", "copy out",
         ]  # fmt: skip
         trt.calls.clear()
         assert np.array_equal(runner.infer(image + 1), 2 * image + 2)
-        assert trt.calls == ["upload", "execute", "download"]  # buffers are kept for a shape
+        # Buffers are kept for a shape.
+        assert trt.calls == ["copy in", "copy compute", "execute", "copy compute", "copy out"]
         runner.infer(image_of((1, 1, 16, 16, 16)))
-        assert trt.calls[3] == "shape (1, 1, 16, 16, 16)"
+        assert trt.calls[5] == "shape (1, 1, 16, 16, 16)"
     with pytest.raises(ValueError, match="closed"):
         runner.infer(image)
     with runner:
         assert np.array_equal(runner.infer(image), 2 * image)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_batches_under_way_do_not_disturb_each_other(engine: Path, seed: int) -> None:
+    trt = FakeTensorRT()
+    trt.device.chance.seed(seed)
+    images = [image_of() + number for number in range(6)]
+    with runner_of(engine, trt) as runner:
+        slots = runner.slots(SHAPE, 2)
+        allocated = len(trt.device.buffers)
+        for number, image in enumerate(images):
+            slot = slots[number % 2]
+            slot.image[...] = image
+            slot.start()
+            if number:
+                assert np.array_equal(slots[(number - 1) % 2].wait(), 2 * images[number - 1])
+        assert np.array_equal(slots[1].wait(), 2 * images[-1])
+        assert len(trt.device.buffers) == allocated
+
+
+def test_slots_of_another_shape_are_over(engine: Path) -> None:
+    trt = FakeTensorRT()
+    with runner_of(engine, trt) as runner:
+        (slot,) = runner.slots(SHAPE, 1)
+        with pytest.raises(ValueError, match="not started"):
+            slot.wait()
+        runner.infer(image_of((1, 1, 16, 16, 16)))
+        with pytest.raises(ValueError, match="another shape"):
+            slot.start()
+        with pytest.raises(RefusedInput, match="takes 1 to 1 volumes at a time, not 2"):
+            runner.slots((2, *SHAPE[1:]), 1)
+
+
+@pytest.mark.parametrize(
+    ("faults", "runs"),
+    [
+        ({}, ["execute", "capture", "execute", "replay", "replay"]),
+        ({"capture": True}, ["execute", "capture", "execute", "execute"]),
+    ],
+)
+def test_tensorrt_repeats_a_shape_as_a_cuda_graph(
+    tmp_path: Path, faults: dict[str, Any], runs: list[str]
+) -> None:  # fmt: skip
+    source, target = tmp_path / "built", tmp_path / "model.engine"
+    source.write_bytes(ENGINE)
+    made = manifest_for(source)
+    publish_engine(source, replace(made, engine=replace(made.engine, backend="tensorrt")), target)
+    trt, image = FakeTensorRT(**faults), image_of()
+    with runner_of(target, trt) as runner:
+        for number in range(3):
+            assert np.array_equal(runner.infer(image + number), 2 * image + 2 * number)
+    assert [call for call in trt.calls if call in {"execute", "capture", "replay"}][: len(runs)] == runs
+    assert "cache" not in trt.calls and not target.with_name("model.engine.cache").exists()
+
+
+def test_compiled_kernels_are_kept_beside_the_engine(engine: Path) -> None:
+    kept = engine.with_name("model.engine.cache")
+    first = FakeTensorRT()
+    with runner_of(engine, first):
+        first.cache.kernels = b"ours, of an RTX 3060"
+    assert kept.read_bytes() == b"ours, of an RTX 3060"
+    second = FakeTensorRT()
+    with runner_of(engine, second):
+        assert second.cache.kernels == b"ours, of an RTX 3060"
+    kept.write_bytes(b"of another GPU")
+    third = FakeTensorRT()
+    with runner_of(engine, third):
+        assert third.cache.kernels == b""
+        third.cache.kernels = b"ours, compiled anew"
+    assert kept.read_bytes() == b"ours, compiled anew"
+
+
+def test_kernels_that_others_could_have_written_are_not_loaded(engine: Path) -> None:
+    kept = engine.with_name("model.engine.cache")
+    kept.write_bytes(b"ours, says an attacker")
+    kept.chmod(0o666)
+    trt = FakeTensorRT()
+    with runner_of(engine, trt) as runner:
+        assert trt.cache.kernels == b""
+        assert np.array_equal(runner.infer(image_of()), 2 * image_of())
+
+
+def test_kernels_that_cannot_be_kept_are_no_error(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = FakeTensorRT()
+
+    def full(*targets: Path) -> Any:
+        raise EnvironmentLacks("no space left")
+
+    monkeypatch.setattr("lhanet_export.runners.kernel_cache.staged", full)
+    with runner_of(engine, trt) as runner:
+        trt.cache.kernels = b"ours"
+        runner.infer(image_of())
+    assert not engine.with_name("model.engine.cache").exists()
+
+
+@pytest.mark.parametrize("faults", [{"dtype": "HALF"}, {"classes": 3}])
+def test_an_engine_of_another_manifest_is_refused(engine: Path, faults: dict[str, Any]) -> None:
+    with pytest.raises(RefusedInput, match="its manifest says that 'logits' is float32"):
+        runner_of(engine, FakeTensorRT(**faults)).__enter__()
 
 
 def test_results_are_the_callers_own(engine: Path) -> None:
@@ -393,7 +597,7 @@ def test_other_releases_and_other_gpus_are_refused(engine: Path) -> None:
         ({"validity": (2, 2)}, RefusedInput, "not an engine for this machine: UNSUPPORTED_CC"),
         ({"validity": (2, 4)}, EnvironmentLacks, "cannot run on this machine as it is: OLD_CUDA_DRIVER"),
         ({"deserialize": "bad magic"}, RefusedInput, "could not deserialize the engine.*bad magic"),
-        ({"context": "Error Code 2: OutOfMemory"}, EnvironmentLacks, "not enough GPU memory to create an execution"),
+        ({"context": "Error Code 2: OutOfMemory"}, OutOfMemory, "not enough GPU memory to create an execution"),
         ({"context": "no kernel"}, RefusedInput, "could not create an execution context.*no kernel"),
     ],
 )
@@ -408,8 +612,9 @@ def test_null_results_are_explained(engine: Path, faults: dict[str, Any], error:
         ({"shape": True}, RefusedInput, "could not take the shape"),
         ({"output_shape": (1, 2, -1, -1, -1)}, RefusedInput, "could not say what it returns"),
         ({"execute": "illegal address"}, RefusedInput, "could not run.*illegal address"),
-        ({"allocate": "CUDA out of memory."}, EnvironmentLacks, "not enough GPU memory for"),
+        ({"allocate": "CUDA out of memory."}, OutOfMemory, "not enough GPU memory for"),
         ({"allocate": "CUDA error: unspecified launch failure"}, EnvironmentLacks, "the GPU failed"),
+        ({"wait": "CUDA error: an illegal memory access was encountered"}, EnvironmentLacks, "the GPU failed"),
     ],
 )
 def test_failures_while_running(engine: Path, faults: dict[str, Any], error: type[Exception], reason: str) -> None:
