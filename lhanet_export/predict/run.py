@@ -8,25 +8,27 @@ does is the runner's business.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.predict.labels import LabelsOfScan
+from lhanet_export.predict.scores import WindowScores
 from lhanet_export.predict.task import Outcome, Prediction, Task
 from lhanet_export.progress import SILENT, Progress
 from lhanet_export.runners.base import Runner
+from lhanet_export.shapes import Shape
 from lhanet_export.volume.blend import Blend, blend_of
 from lhanet_export.volume.header import Header, spacing_of
 from lhanet_export.volume.preprocess import preprocess_slabs, shape_of
 from lhanet_export.volume.read import VoxelFile, hu_slabs
-from lhanet_export.volume.windows import Tiling, Window, tiling_of, window_of
+from lhanet_export.volume.windows import Tiling, tiling_of
 
 
 def predict(
@@ -96,12 +98,11 @@ def _segmented(
     with _enough_memory(task):
         labels = LabelsOfScan(prepared.header, names, how, task)
     start = time.perf_counter()
-    seconds = 0.0
+    scored = WindowScores(runner, prepared.image, tiling, how)
     pending: Future[None] | None = None
     try:
         with _enough_memory(task), progress.step(task.scan.name, total=len(tiling), unit="windows") as advance:
-            for blend, spent in _rows(runner, prepared, tiling, how, advance):
-                seconds += spent
+            for blend in _rows(scored, tiling, prepared.header.shape, advance):
                 if pending is not None:
                     pending.result()
                 pending = finisher.submit(labels.take, blend, blend.finish_row())
@@ -120,7 +121,7 @@ def _segmented(
         "spacing_mm": list(spacing_of(prepared.header.affine)),
         "network_shape": list(prepared.image.shape),
         "windows": len(tiling),
-        "seconds": {"read": prepared.seconds, "windows": time.perf_counter() - start, "network": seconds},
+        "seconds": {"read": prepared.seconds, "windows": time.perf_counter() - start, "network": scored.seconds},
     }
     return finisher.submit(_written, task, labels, prepared.image, facts)
 
@@ -133,56 +134,17 @@ def _written(task: Task, labels: LabelsOfScan, image: np.ndarray, facts: dict[st
         return Outcome(task=task, facts=facts)
 
 
-def _rows(
-    runner: Runner, prepared: _Prepared, tiling: Tiling, how: Prediction, advance: Any
-) -> Iterator[tuple[Blend, float]]:
-    """Run the windows row by row: a blend with all windows of a row in it, and the seconds that the runner took."""
+def _rows(scored: WindowScores, tiling: Tiling, shape: Shape, advance: Callable[[float], None]) -> Iterator[Blend]:
+    """Run the windows row by row; after each row the blend onto the scan (X,Y,Z), with all windows of it added."""
     blend: Blend | None = None
-    air = float(prepared.image.min())
-    for number in range(tiling.rows):
-        seconds = 0.0
-        windows = tiling.row(number)
-        while group := list(islice(windows, how.batch)):
-            images = np.stack([window_of(prepared.image, window, tiling.patch, air) for window in group])[:, None]
-            start = time.perf_counter()
-            scores = _scores(runner, images, group, how)
-            seconds += time.perf_counter() - start
+    for _, row in groupby(scored, key=lambda pair: pair[0].index[2]):
+        for window, scores in row:
             if blend is None:
-                blend = blend_of(tiling, prepared.header.shape, scores.shape[1:])
-            for window, one in zip(group, scores, strict=True):
-                blend.add(window, one)
-            advance(len(group))
+                blend = blend_of(tiling, shape, scores.shape)
+            blend.add(window, scores)
+            advance(1)
         assert blend is not None
-        yield blend, seconds
-
-
-def _scores(runner: Runner, images: np.ndarray, group: list[Window], how: Prediction) -> np.ndarray:
-    """The scores (N,K,d,h,w) float32 of windows (N,1,D,H,W), averaged over their mirror images."""
-    count = len(images)
-    if how.fixed_batch and count < how.batch:
-        images = np.concatenate([images, np.repeat(images[-1:], how.batch - count, 0)])
-    total: np.ndarray | None = None
-    for axes in _subsets(how.mirrored):
-        found = runner.infer(np.ascontiguousarray(np.flip(images, axes)))
-        found = np.flip(found.astype(np.float32, copy=False), axes)
-        total = found if total is None else total + found
-    assert total is not None
-    total = total[:count] / np.float32(2 ** len(how.mirrored)) if how.mirrored else total[:count]
-    for window, one in zip(group, total, strict=True):
-        if not np.isfinite(one).all():
-            raise RefusedInput(
-                f"the network gives NaN or infinity in the window at {window.start}; no labels are made of that. Does "
-                "the model pass lhanet-export verify on such scans?"
-            )
-    return total
-
-
-def _subsets(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """All sets of the volume's axes, as axes of (N,1,D,H,W): none of them first."""
-    found: list[tuple[int, ...]] = [()]
-    for axis in axes:
-        found += [(*one, axis + 2) for one in found]
-    return found
+        yield blend
 
 
 @contextmanager

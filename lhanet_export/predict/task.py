@@ -15,10 +15,10 @@ class Prediction:
     """How scans are segmented, besides by which network.
 
     `preprocessing` holds the patch, the overlap and the blending, too. `batch` windows are given to the runner at a
-    time; with `fixed_batch` always as many, the last ones more than once. `mirrored` are the axes (0, 1, 2 for D, H, W)
-    along which windows are also shown mirrored, in all combinations, and the scores averaged. `organs` are the
-    classes that are kept, None for all; `largest` keeps only the largest piece of each. `logits` says whether the
-    runner gives logits; probabilities, if not.
+    time, the last ones of a row more than once; fewer where a GPU has no room for them, unless it is a `fixed_batch`.
+    `mirrored` are the axes (0, 1, 2 for D, H, W) along which windows are also shown mirrored, in all combinations, and
+    the scores averaged. `organs` are the classes that are kept, None for all; `largest` keeps only the largest piece of
+    each. `logits` says whether the runner gives logits; probabilities, if not.
     """
 
     preprocessing: Preprocessing = field(default_factory=Preprocessing)

@@ -24,6 +24,7 @@ from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.predict import run
 from lhanet_export.predict.run import predict
 from lhanet_export.predict.task import Outcome, Prediction, Task
+from lhanet_export.runners.base import Slot, host_slots
 from lhanet_export.volume.preprocess import preprocess
 from lhanet_export.volume.read import read_scan
 
@@ -47,6 +48,9 @@ class NearestLevel:
         assert image.ndim == 5 and image.dtype == np.float32 and image.flags.c_contiguous
         self.batches.append(len(image))
         return self._wrong(-((image - LEVELS[:, None, None, None]) ** 2))
+
+    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+        return host_slots(self.infer, shape, count)
 
     def __enter__(self) -> NearestLevel:
         return self
