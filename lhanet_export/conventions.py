@@ -20,6 +20,8 @@ AMOS_LABELS = (
 MOST_LABELS = 256
 #: Number formats of a graph, and of the engine that is built from it.
 PRECISIONS = ("fp32", "fp16", "int8")
+#: What runs ONNX files; engines have their own library.
+RUNTIMES = ("onnxruntime", "onnxruntime-cuda", "openvino")
 #: How windows that overlap share their voxels.
 BLENDINGS = ("gaussian", "constant")
 #: More windows along an axis than any overlap that helps would make.

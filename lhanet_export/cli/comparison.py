@@ -18,7 +18,7 @@ def opened_with_reference(
     model: Path,
     checkpoint: str,
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     shapes: Sequence[Shape],
     data: Path | None,
     assume_hu: bool,
@@ -31,7 +31,7 @@ def opened_with_reference(
     Options as those of `verify`. Refused before the network runs: a size that the model does not serve, scans
     that are not usable, and a checkpoint that the model was not made from.
     """
-    opened = runner_of(model, runtime)
+    opened = runner_of(model, runtime or "onnxruntime")
     check_shapes(list(shapes), opened.spatial)
     cases = comparison_cases(
         opened.spatial, len(opened.labels), precision=opened.precision, shapes=shapes, batch=opened.batch, data=data,

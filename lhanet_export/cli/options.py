@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from lhanet_export.cli.show import STDOUT, Show
-from lhanet_export.conventions import DEFAULT_WINDOWS, PRECISIONS
+from lhanet_export.conventions import DEFAULT_WINDOWS, PRECISIONS, RUNTIMES
 from lhanet_export.errors import RefusedInput
 from lhanet_export.files import check_output_path, sidecar_of
 from lhanet_export.inference.rewrites.names import PURPOSES, REWRITES
@@ -293,6 +293,12 @@ def without_option(function: F) -> F:
     return click.option("--without", multiple=True, type=click.Choice(tuple(REWRITES)), metavar="NAME", help=(
         f"{text} One of: {', '.join(REWRITES)}."
     ))(function)  # fmt: skip
+
+
+def runtime_option(function: F) -> F:
+    """`--runtime` as `runtime: str | None`, what an ONNX file runs in."""
+    text = "What an ONNX file runs in: ONNX Runtime on the CPU (the default) or a GPU, or OpenVINO (FP32 only)."
+    return click.option("--runtime", type=click.Choice(RUNTIMES), help=text)(function)
 
 
 def _check_paths(command: click.Command, ctx: click.Context) -> None:

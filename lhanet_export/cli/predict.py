@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lhanet_export.cli.options import OutputPath, ShapeType, assume_hu_option, command, json_option
+from lhanet_export.cli.options import OutputPath, ShapeType, assume_hu_option, command, json_option, runtime_option
 from lhanet_export.cli.show import Show
 from lhanet_export.conventions import BLENDINGS, MOST_LABELS, MOST_OVERLAP, Preprocessing
 from lhanet_export.errors import RefusedInput
@@ -77,12 +77,17 @@ class AxesType(click.ParamType):
     "--report", type=OutputPath(folder=True), metavar="DIR",
     help="Also write a picture of every scan: three planes with the organs in colour, and their volumes.",
 )  # fmt: skip
+@runtime_option
+@click.option(
+    "--null", is_flag=True,
+    help="Run no network: label by brightness, as the embedded applications do with --null, to compare the rest.",
+)  # fmt: skip
 @assume_hu_option
 @json_option
 def predict(
     model: str, scan: Path, target: Path, patch: Shape | None, overlap: float | None, blending: str | None, batch: int,
     mirror: tuple[int, ...], organs: tuple[str, ...] | None, largest_component: bool, probabilities: Path | None,
-    report: Path | None, assume_hu: bool, show: Show,
+    report: Path | None, runtime: str | None, null: bool, assume_hu: bool, show: Show,
 ) -> None:  # fmt: skip
     """Segment INPUT, a CT in HU as NIfTI, with MODEL: an engine, an ONNX file, a checkpoint, or demo.
 
@@ -97,7 +102,7 @@ def predict(
 
     tasks = _tasks(scan, target, probabilities, report)
     with show.progress.step(f"open {model}"):
-        opened = runner_for(model)
+        opened = runner_for(model, runtime, null=null)
     rules = _rules(opened.preprocessing, patch, overlap, blending)
     if opened.target.output == "labels":
         raise RefusedInput(f"{model} gives labels, of which no windows can be blended; export it with --output coarse")

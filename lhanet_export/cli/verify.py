@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-
 from lhanet_export.cli.options import (
     checkpoint_option,
     command,
     data_option,
     file_argument,
     json_option,
+    runtime_option,
     seed_option,
     shape_option,
     windows_option,
@@ -25,16 +24,13 @@ from lhanet_export.shapes import Shape
 @file_argument("model")
 @checkpoint_option
 @shape_option("By default the smallest of the model, 48x96x96 and an odd one, as far as the model serves them.")
-@click.option(
-    "--runtime", type=click.Choice(("onnxruntime", "openvino")), default="onnxruntime", show_default=True,
-    help="What an ONNX file runs in; OpenVINO takes FP32 ones.",
-)  # fmt: skip
+@runtime_option
 @data_option
 @windows_option
 @seed_option
 @json_option
 def verify(
-    model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str, data: Path | None, assume_hu: bool,
+    model: Path, checkpoint: str, shapes: tuple[Shape, ...], runtime: str | None, data: Path | None, assume_hu: bool,
     windows: int, seed: int, show: Show,
 ) -> None:  # fmt: skip
     """Compare MODEL, an ONNX file or an engine, with the eager PyTorch network of CHECKPOINT.
@@ -42,7 +38,8 @@ def verify(
     Volumes by rule show errors of size and meaning. With --data, or if the network has AMOS22's 16
     classes, windows of scans follow, and every organ's Dice is compared; without --data they are synthetic CT.
 
-    ONNX files run on the CPU, FP16 ones with every tensor rounded to FP16; engines need their GPU.
+    ONNX files run on the CPU, FP16 ones with every tensor rounded to FP16, or with --runtime onnxruntime-cuda on a GPU
+    as they are; engines need their GPU.
     Exit code 2 if any number is out of tolerance, or if the network does not depend on its input,
     because then every comparison passes.
     """

@@ -122,6 +122,9 @@ class ErrorLog:
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether an error of TensorRT's says that memory, host's or device's, was not enough."""
+    """Whether an error of a GPU library says that memory, host's or device's, was not enough."""
     squeezed = text.lower().replace(" ", "").replace("_", "")
-    return any(word in squeezed for word in ("outofmemory", "badalloc", "memoryallocation", "failedallocation"))
+    return any(
+        word in squeezed
+        for word in ("outofmemory", "badalloc", "memoryallocation", "failedallocation", "failedtoallocate")
+    )

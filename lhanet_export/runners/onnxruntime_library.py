@@ -1,6 +1,7 @@
 """Getting hold of ONNX Runtime without letting it report to anybody, and opening graphs with it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +21,15 @@ def load_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
-def open_session(path: Path, options: Any, what: str) -> Any:
-    """A session on the CPU for a graph in a file; `RefusedInput` names it as `what` if it cannot be loaded."""
+def open_session(
+    path: Path, options: Any, what: str, providers: Sequence[Any] = ("CPUExecutionProvider",), module: Any = None
+) -> Any:
+    """A session for a graph in a file, by default on the CPU; `RefusedInput` names it as `what` if it does not load."""
     # Warnings of the optimizer about constants that it folds or not; errors are raised anyway.
     options.log_severity_level = 3
     try:
-        return load_onnxruntime().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        library = load_onnxruntime() if module is None else module
+        return library.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:
         # ONNX Runtime's exceptions have no common base below Exception.
         raise RefusedInput(f"ONNX Runtime cannot load {what}: {error}") from error

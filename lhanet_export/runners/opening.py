@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lhanet_export.conventions import Preprocessing, default_labels
 from lhanet_export.engine.gpu import find_gpus
-from lhanet_export.engine.manifest import read_manifest
+from lhanet_export.engine.manifest import read_manifest, verify_engine_bytes
 from lhanet_export.errors import RefusedInput
-from lhanet_export.export.artifact import read_onnx
+from lhanet_export.export.artifact import OnnxArtifact, read_onnx
 from lhanet_export.files import sidecar_of
 from lhanet_export.inference.target import Target
 from lhanet_export.model.checkpoint import open_checkpoint
 from lhanet_export.model.network import LHANet
 from lhanet_export.runners.base import Runner
 from lhanet_export.runners.eager import EagerRunner
+from lhanet_export.runners.null import NullRunner
 from lhanet_export.runners.onnxruntime_ import OnnxRuntimeRunner
+from lhanet_export.runners.onnxruntime_cuda import OnnxRuntimeCudaRunner
 from lhanet_export.runners.openvino_ import OpenVINORunner
 from lhanet_export.runners.tensorrt_ import TensorRTRunner
 from lhanet_export.shapes import LONGEST_SIDE, SpatialRange
@@ -51,17 +53,29 @@ class Opened:
             )
 
 
-def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
-    """The runner of an ONNX file (on the CPU), or of an engine with its manifest (its own backend).
+_RUNNERS: dict[str, Callable[[OnnxArtifact], Runner]] = {
+    "onnxruntime": OnnxRuntimeRunner,
+    "onnxruntime-cuda": OnnxRuntimeCudaRunner,
+    "openvino": OpenVINORunner,
+}
 
-    `runtime` is what ONNX files run in: `onnxruntime`, or `openvino` for FP32 ones. For a runtime that is not
-    installed, and for an engine whose GPU is not here, this raises `EnvironmentLacks` or `RefusedInput` at
-    once, before anybody computes a reference to compare it with.
+
+def runner_of(path: Path, runtime: str = "onnxruntime", *, null: bool = False) -> Opened:
+    """The runner of an ONNX file, or of an engine with its manifest (its own backend).
+
+    `runtime` is what ONNX files run in (`conventions.RUNTIMES`); OpenVINO takes FP32 ones. With `null` files are
+    checked as ever, and no network is run. For a runtime that is not installed, and for an engine whose GPU is not
+    here, this raises `EnvironmentLacks` or `RefusedInput` at once, before anybody computes a reference to compare it
+    with.
     """
     if path.suffix == ".onnx":
         artifact = read_onnx(path)
         return Opened(
-            runner=OpenVINORunner(artifact) if runtime == "openvino" else OnnxRuntimeRunner(artifact),
+            runner=(
+                _null_runner(artifact.facts["labels"], artifact.facts["output"])
+                if null
+                else _RUNNERS[runtime](artifact)
+            ),
             target=Target(head=artifact.facts["head"], output=artifact.facts["output"]),
             precision=artifact.precision,
             spatial=artifact.spatial,
@@ -74,15 +88,18 @@ def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
         raise RefusedInput(
             f"{path} is neither an ONNX file nor an engine: there is no manifest {sidecar_of(path).name}"
         )
-    if runtime == "openvino":
-        raise RefusedInput(f"{path} is an engine; OpenVINO runs ONNX files only")
+    if runtime != "onnxruntime":
+        raise RefusedInput(f"{path} is an engine, which its own library runs; {runtime} runs ONNX files only")
     manifest = read_manifest(path)
-    runner = TensorRTRunner(path)
-    runner.matching_gpu()
+    engine = TensorRTRunner(path)
     (output,) = manifest.engine.outputs
+    if null:
+        verify_engine_bytes(path)
+    else:
+        engine.matching_gpu()
     batch = manifest.engine.inputs[0].shape[0]
     return Opened(
-        runner=runner,
+        runner=_null_runner(manifest.labels, output.name) if null else engine,
         target=Target(head=manifest.onnx_head, output=output.name),
         precision=manifest.engine.precision,
         spatial=manifest.engine.profiles[0],
@@ -93,14 +110,24 @@ def runner_of(path: Path, runtime: str = "onnxruntime") -> Opened:
     )
 
 
-def runner_for(spec: str) -> Opened:
-    """The runner of whatever can segment: an ONNX file, an engine, or a checkpoint, `demo` or `preset:NAME`."""
+def _null_runner(labels: Sequence[str], output: str) -> NullRunner:
+    return NullRunner(len(labels), coarse=output == "coarse")
+
+
+def runner_for(spec: str, runtime: str | None = None, *, null: bool = False) -> Opened:
+    """The runner of whatever can segment: an ONNX file, an engine, or a checkpoint, `demo` or `preset:NAME`.
+
+    `runtime` is for ONNX files only; `null` checks the model and runs no network.
+    """
     path = Path(spec)
     if path.suffix in (".onnx", ".engine", ".plan") or sidecar_of(path).exists():
         if not path.is_file():
             raise RefusedInput(f"there is no file {path}")
-        return runner_of(path)
-    return runner_of_checkpoint(spec)
+        return runner_of(path, runtime or "onnxruntime", null=null)
+    if runtime is not None:
+        raise RefusedInput(f"{spec} is a checkpoint, which PyTorch runs; {runtime} runs ONNX files: lhanet-export onnx")
+    opened = runner_of_checkpoint(spec)
+    return replace(opened, runner=_null_runner(opened.labels, opened.target.output)) if null else opened
 
 
 def runner_of_checkpoint(spec: str) -> Opened:

@@ -383,7 +383,7 @@ def test_verify_runs_graphs_in_openvino(
     engine.write_bytes(b"engine")
     engine.with_name("model.engine.json").write_text("{}", encoding="utf-8")
     assert run(["verify", str(engine), *verify_in_openvino]) == 2
-    assert "is an engine; OpenVINO runs ONNX files only" in capsys.readouterr().err
+    assert "is an engine, which its own library runs; openvino runs ONNX files only" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert run(["verify", str(graph.path), *verify_in_openvino]) == 3
     assert "pip install" in capsys.readouterr().err
