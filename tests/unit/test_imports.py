@@ -37,6 +37,7 @@ ALLOWED = {
     "deploy": {"model", "inference", "export", "precision", "engine", "runners", "verify", "quantize"},
     "patches": {"model", "inference.target", "export", "precision.convert", "engine"},
     "fit": {"patches", "engine"},
+    "triton": {"export.artifact", "engine.manifest", "engine.build"},
     "volume": set(),
     "predict": {"runners.base", "volume"},
     "cli": {
@@ -53,6 +54,7 @@ ALLOWED = {
         "patches",
         "fit",
         "predict",
+        "triton",
     },
 }
 #: Part: libraries that none of its modules may load, not even through others.
