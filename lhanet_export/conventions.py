@@ -26,6 +26,8 @@ RUNTIMES = ("onnxruntime", "onnxruntime-cuda", "openvino")
 BLENDINGS = ("gaussian", "constant")
 #: More windows along an axis than any overlap that helps would make.
 MOST_OVERLAP = 0.95
+#: A Gaussian that is narrower still has weights at the window's edge that a double rounds to 0, from 77 on.
+MOST_SIGMA_DIVISOR = 64
 #: Windows of scans that precision is judged on unless asked otherwise.
 DEFAULT_WINDOWS = 6
 #: Windows of scans that INT8 is calibrated on unless asked otherwise, and at least.
@@ -90,7 +92,7 @@ class Preprocessing:
             patch=known.take("patch").shape(),
             overlap=known.take("overlap").number(0, MOST_OVERLAP),
             blending=known.take("blending").one_of(BLENDINGS),
-            blending_sigma_divisor=known.take("blending_sigma_divisor").number(0.1, 100),
+            blending_sigma_divisor=known.take("blending_sigma_divisor").number(0.1, MOST_SIGMA_DIVISOR),
         )
         known.finish()
         return found

@@ -188,6 +188,7 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("labels", {"0": "background"}, "labels: expected a list"),
         ("preprocessing.spacing_mm", [1.5, 1.5, 0], r"spacing_mm\[2\]: expected a finite number"),
         ("preprocessing.clip_hu", [300, -200], "expected the lower bound first"),
+        ("preprocessing.blending_sigma_divisor", 80, "blending_sigma_divisor: expected a finite number"),
         ("preprocessing.normalization", ..., "key 'normalization' is missing"),
         ("verification", None, "verification: expected an object"),
         ("build.seconds", -1, "build.seconds"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhanet_export.conventions import Preprocessing
+from lhanet_export.conventions import MOST_SIGMA_DIVISOR, Preprocessing
 from lhanet_export.errors import RefusedInput
 from lhanet_export.volume.windows import tiling_of, window_of
 
@@ -21,7 +21,7 @@ patches = st.integers(1, 64)
 @settings(deadline=None)
 @given(
     side=sides, patch=patches, overlap=st.floats(0, 0.95), blending=st.sampled_from(["gaussian", "constant"]),
-    divisor=st.floats(1, 8),
+    divisor=st.floats(0.1, MOST_SIGMA_DIVISOR),
 )  # fmt: skip
 def test_every_voxel_is_covered_and_shared(
     side: int, patch: int, overlap: float, blending: str, divisor: float
