@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import LONGEST_SIDE, Shape, SpatialRange
 
 T = TypeVar("T")
+
+_LARGEST = sys.float_info.max
 
 _TYPE_NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number"}
 
@@ -107,9 +110,10 @@ class Node:
         """A finite number from `low` to `high`."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise self.refused(f"expected a number, found {str(self.value)[:60]!r}")
+        # A whole number of any length may stand in JSON; compared before it becomes a double, which it may not fit.
+        if not (-_LARGEST <= self.value <= _LARGEST and low <= self.value <= high):
+            raise self.refused(f"expected a finite number of at least {low:g}, found {str(self.value)[:60]}")
         number = float(self.value)
-        if not (math.isfinite(number) and low <= number <= high):
-            raise self.refused(f"expected a finite number of at least {low:g}, found {number}")
         return number
 
     def shape(self) -> Shape:

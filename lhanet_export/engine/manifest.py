@@ -155,7 +155,11 @@ def _version_of(distribution: str) -> str | None:
 def read_manifest(engine_path: Path) -> Manifest:
     """The checked manifest of an engine; `RefusedInput` where it is missing, damaged, of a newer schema or not one."""
     path = sidecar_of(engine_path)
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:
+        raise RefusedInput(f"cannot read {path}: {error.strerror}") from error
+    if not is_there:
         raise RefusedInput(
             f"{engine_path} has no manifest {path.name} beside it; without one nothing says what the engine is"
         )

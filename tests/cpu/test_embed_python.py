@@ -475,7 +475,8 @@ def test_nothing_half_written_is_left(
         assert "No space left" in refusal(segment, capsys, "--null", engine, scan, target, code=3)
         monkeypatch.undo()
         assert [path.name for path in folder.iterdir()] == [target.name] and target.read_bytes() == b"what was there"
-    assert "no folder" in refusal(segment, capsys, "--null", engine, scan, tmp_path / "none" / "l.nii", code=2)
+    assert "cannot write" in refusal(segment, capsys, "--null", engine, scan, scan / "none" / "l.nii", code=3)
+    assert ran(segment, "--null", engine, scan, tmp_path / "new" / "labels.nii") == 0
 
 
 def test_exit_codes_of_the_command_line(engine: Path, tmp_path: Path) -> None:

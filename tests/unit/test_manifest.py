@@ -189,6 +189,7 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("preprocessing.spacing_mm", [1.5, 1.5, 0], r"spacing_mm\[2\]: expected a finite number"),
         ("preprocessing.clip_hu", [300, -200], "expected the lower bound first"),
         ("preprocessing.blending_sigma_divisor", 80, "blending_sigma_divisor: expected a finite number"),
+        ("preprocessing.overlap", 10**400, "overlap: expected a finite number"),
         ("preprocessing.normalization", ..., "key 'normalization' is missing"),
         ("verification", None, "verification: expected an object"),
         ("build.seconds", -1, "build.seconds"),

@@ -54,9 +54,13 @@ def _check_owner(path: Path, found: os.stat_result) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """A new file that gets its name when the block succeeds; until then, and if it fails, the old one stays."""
+    """A new file that gets its name when the block succeeds; until then, and if it fails, the old one stays.
+
+    Its folder is made if it is missing.
+    """
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with hidden.open("xb") as file:
             yield file
             file.flush()

@@ -326,7 +326,6 @@ def run(options: argparse.Namespace) -> None:
     """What the command line asks for; nothing is written before all is done."""
     target = options.labels
     need(target.name.lower().endswith((".nii", ".nii.gz")), f"{target} should be a file that ends in .nii or .nii.gz")
-    need(target.absolute().parent.is_dir(), f"there is no folder {target.absolute().parent}; make it, or name another")
     need(not target.exists() or target.is_file(), f"{target} exists and is not a regular file; name another output")
     for given in (options.scan, options.engine, options.engine.with_name(options.engine.name + ".json")):
         same = target.exists() and given.exists() and target.samefile(given)
