@@ -33,6 +33,7 @@ _FILES = (
     ("precision.json", "what FP16 and INT8 cost it, organ by organ ([page](../precision.md))",
      "python scripts/measure_precision.py"),
     ("predict.json", "time and memory of `predict` on large scans", "python scripts/measure_predict.py"),
+    ("labels.json", "whether all runtimes agree on a scan's labels", "python scripts/compare_labels.py"),
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def page() -> str:
         *fp16_error(_figures("fp16-error.json")),
         "",
         *predict(_figures("predict.json")),
+        *labels(_figures("labels.json")),
         "",
     ])  # fmt: skip
 
@@ -144,21 +146,41 @@ def predict(figures: dict[str, Any]) -> list[str]:
         seconds = row["seconds"]
         rest = seconds["read"] + seconds["windows"] + seconds["write"] - seconds["network"]
         rows.append((
-            format_shape(row["shape"]), format_shape(row["network_shape"]), str(row["windows"]),
+            row["network"], format_shape(row["shape"]), format_shape(row["network_shape"]), str(row["windows"]),
             f"{seconds['network']:.0f} s", f"{rest:.1f} s", f"{rest / (rest + seconds['network']):.1%}",
             f"{row['peak_rss_bytes'] / 1e6:,.0f} MB",
         ))  # fmt: skip
-    names = ("scan", "at 1.5 mm", "windows", "network", "all else", "of the time", "peak resident memory")
+    names = ("network", "scan", "at 1.5 mm", "windows", "network", "all else", "of the time", "peak resident memory")
     return [
         "## Segmenting large scans",
         "",
-        f"`predict {figures['model']}` of phantoms of {' x '.join(map(str, figures['spacing_mm']))} mm, packed NIfTI "
-        f"in and out. {figures['machine']['cpu']}, {figures['machine']['cores']} cores, torch "
-        f"{figures['machine']['torch']}, {figures['date']}.",
-        "The network is the narrow one; all else is reading, preprocessing, and what of blending and writing it does "
-        "not hide.",
+        f"`predict` of phantoms of {' x '.join(map(str, figures['spacing_mm']))} mm, packed NIfTI in and out: demo in "
+        "eager PyTorch, the full-size network (coarse",
+        f"logits, weights by rule) in OpenVINO. {figures['machine']['cpu']}, {figures['machine']['cores']} cores, "
+        f"torch {figures['machine']['torch']}, OpenVINO {figures['machine']['openvino'].split('-')[0]}, "
+        f"{figures['date']}.",
+        "All else is reading, preprocessing, and what of blending and writing the network does not hide.",
         "",
         *table(names, rows),
+    ]
+
+
+def labels(figures: dict[str, Any]) -> list[str]:
+    """One scan by every runtime, and at once."""
+    voxels = figures["voxels"]
+    counts = {"blending the whole volume at once (float64)": figures["differ_from_whole_volume"]}
+    counts |= figures["differ_from_eager"]
+    rows = [(name, f"{count:,}", f"{count / voxels:.1e}") for name, count in counts.items()]
+    machine = figures["machine"]
+    return [
+        "## One scan, one segmentation",
+        "",
+        f"Voxels of a phantom of {format_shape(figures['shape'])} (of {voxels:,}, {figures['organ_voxels']:,} of them "
+        "of an organ) whose label is not the one that `predict demo`",
+        f"gives. {machine['cpu']}, torch {machine['torch']}, ONNX Runtime {machine['onnxruntime-gpu']}, OpenVINO "
+        f"{machine['openvino'].split('-')[0]}, {figures['date']}.",
+        "",
+        *table(("instead", "voxels that differ", "of all"), rows),
     ]
 
 

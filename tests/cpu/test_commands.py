@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from lhanet_export.cli.main import run
+from lhanet_export.engine.build import BuiltEngine, TensorFacts
 from lhanet_export.engine.gpu import find_gpus
+from lhanet_export.engine.plan import EnginePlan
 from lhanet_export.export.artifact import OnnxArtifact, read_onnx
 from lhanet_export.files import sha256_of, sidecar_of
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.rule import rule_network
 from lhanet_export.patches import ExportedPatches, Planned
 from lhanet_export.precision.recipe import read_recipe
+from lhanet_export.progress import Progress
 from lhanet_export.volume.nifti import write_phantom
 from lhanet_export.volume.phantom import anatomy_from_seed, render
 
@@ -85,9 +88,23 @@ def _saved(network: LHANet, path: Path) -> Path:
     return path
 
 
+def _built_by_nobody(plan: EnginePlan, folder: Path, progress: Progress) -> BuiltEngine:
+    """What `engine_from_onnx` says of an engine, without one."""
+    path = folder / "built.engine"
+    path.write_bytes(b"no engine")
+    return BuiltEngine(
+        path=path, seconds=1, peak_rss_bytes=1, backend_version="1.7.1.116", compute_capabilities=("8.6",),
+        weights_bytes=1, activation_bytes=1,
+        inputs=(TensorFacts(name="image", dtype="float32", shape=(1, 1, -1, -1, -1)),),
+        outputs=(TensorFacts(name="logits", dtype="float32", shape=(1, 5, -1, -1, -1)),), log_tail=(),
+    )  # fmt: skip
+
+
 def test_deploy_finds_what_has_to_stay_fp32(
-    overflowing_network: LHANet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    overflowing_network: LHANet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What is built of the graph is not the question here, and takes half a minute.
+    monkeypatch.setattr("lhanet_export.deploy.engine_from_onnx", _built_by_nobody)
     checkpoint = _saved(overflowing_network, tmp_path / "overflow.pth")
     build, report = tmp_path / "build", tmp_path / "report.json"
     sizes = "32x64x64:32x64x64:32x64x64"

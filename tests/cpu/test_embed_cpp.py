@@ -393,22 +393,3 @@ def test_the_engines_source_compiles(tmp_path: Path) -> None:
     require_tools()
     run(["cmake", "-S", SOURCE, "-B", tmp_path, f"-DLHANET_CHECK_HEADERS={folders}"])
     run(["cmake", "--build", tmp_path, "--target", "lhanet-check"])
-
-
-def test_an_application_finds_the_installed_library(tmp_path: Path) -> None:
-    built()
-    prefix, project = tmp_path / "prefix", tmp_path / "project"
-    run(["cmake", "--install", configured(), "--prefix", prefix])
-    assert (prefix / "bin" / "lhanet-segment").is_file()
-    project.mkdir()
-    (project / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.18)\nproject(mine CXX)\nfind_package(lhanet REQUIRED)\n"
-        "add_executable(mine main.cpp)\ntarget_link_libraries(mine lhanet::lhanet)\n"
-    )
-    (project / "main.cpp").write_text(
-        "#include <lhanet/segment.hpp>\nint main() { std::vector<std::uint8_t> labels(8, 1);\n"
-        "return static_cast<int>(lhanet::keep_largest(labels, {2, 2, 2})); }\n"
-    )
-    run(["cmake", "-S", project, "-B", project / "build", f"-DCMAKE_PREFIX_PATH={prefix}"])
-    run(["cmake", "--build", project / "build"])
-    run([project / "build" / "mine"])

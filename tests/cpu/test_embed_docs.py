@@ -82,6 +82,7 @@ def test_another_project_finds_the_library(tmp_path: Path) -> None:
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "installed" / "bin" / "lhanet-segment").is_file()
 
 
 def test_the_snippet_compiles_and_links(folder: Path, tmp_path: Path) -> None:
