@@ -1,4 +1,4 @@
-"""The largest patch by real builds of the narrow network, with so little memory that two small ones decide."""
+"""The largest patch by a real build of the narrow network, with so little memory that two small patches decide."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lhanet_export import fit as fit_module
 from lhanet_export import patches as patches_module
 from lhanet_export.cli.main import run
 from lhanet_export.engine.build import BuiltEngine
+from lhanet_export.engine.plan import EnginePlan
 from lhanet_export.engine.recipes import recipe_named
 from lhanet_export.errors import EnvironmentLacks
 from lhanet_export.export import onnx_from_network
@@ -49,10 +50,25 @@ def left_behind(cache: Path) -> list[Path]:
     return list(cache.rglob(f"{STAGING_PREFIX}*"))
 
 
-def test_the_smallest_patch_by_two_builds(
-    narrow_checkpoint: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One build says what the smallest patch needs; with so much memory it fits, and the next one is built."""
+def _built_with(weights_bytes: int, activation_bytes: int) -> Any:
+    """A builder that plans so much memory, whatever it is asked to build."""
+
+    def build(plan: EnginePlan, folder: Path) -> BuiltEngine:
+        path = folder / "built.engine"
+        path.write_bytes(b"no engine")
+        return BuiltEngine(
+            path=path, seconds=1, peak_rss_bytes=1, backend_version="1.7.1.116", compute_capabilities=("8.6",),
+            weights_bytes=weights_bytes, activation_bytes=activation_bytes, inputs=(), outputs=(), log_tail=(),
+        )  # fmt: skip
+
+    return build
+
+
+def test_the_smallest_patch_by_a_build(
+    narrow_checkpoint: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One build says what the smallest patch needs; with so much memory it fits, and the next one is asked for."""
     checkpoint, report = str(narrow_checkpoint), tmp_path / "fit.json"
     assert run([*WORDS, checkpoint, "--vram", "500MB"]) == 2
     refused = capsys.readouterr().err
@@ -64,6 +80,8 @@ def test_the_smallest_patch_by_two_builds(
     answers = json.loads(kept.read_text())["answers"]
     smallest = sum(answers["planned 32x32x32"].values()) + 32**3 * (4 + 5 * 4) + ALLOWANCE_BYTES
     enough = ["--vram", f"{smallest / 1e6 + 0.001:.3f}MB"]
+    # A second build would take as long, and say no more than that the next patch needs more.
+    monkeypatch.setattr(patches_module, "engine_from_onnx", _built_with(50 * 10**6, 48**3 * 1000))
     assert run([*WORDS, checkpoint, *enough, "--json", str(report)]) == 0
     said = capsys.readouterr()
     assert re.findall(r"build for patches up to (\S+)", said.err) == ["48x48x48"]
