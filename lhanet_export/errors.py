@@ -31,3 +31,7 @@ class EnvironmentLacks(LhanetExportError):
 
 class OutOfMemory(EnvironmentLacks):
     """A GPU has no room for this much at a time; less of it may fit. Exit code 3 if nobody tries."""
+
+
+class GpuFailed(EnvironmentLacks):
+    """A GPU failed while it was at work, and this process cannot use it any more; another one may. Exit code 3."""

@@ -11,12 +11,12 @@ import click
 from lhanet_export.cli.options import OutputPath, ShapeType, assume_hu_option, command, json_option, runtime_option
 from lhanet_export.cli.show import Show
 from lhanet_export.conventions import BLENDINGS, MOST_LABELS, MOST_OVERLAP, Preprocessing
-from lhanet_export.errors import RefusedInput
+from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.files import check_output_path
 from lhanet_export.shapes import Shape
 
 if TYPE_CHECKING:
-    from lhanet_export.predict.task import Outcome, Task
+    from lhanet_export.predict.task import Outcome, Prediction, Task
 
 _AXES = "xyz"
 
@@ -116,6 +116,8 @@ def predict(
     )  # fmt: skip
     with opened.runner:
         outcomes = run(opened.runner, tasks, opened.labels, how, progress=show.progress)
+    while len(outcomes) < len(tasks):
+        outcomes += _elsewhere(model, runtime, tasks[len(outcomes) :], how)
     _say(outcomes, show)
     show.facts({"model": model, "runner": opened.runner.name, "scans": [outcome.as_json() for outcome in outcomes]})
     failed = [outcome for outcome in outcomes if outcome.error]
@@ -123,7 +125,37 @@ def predict(
         if len(tasks) == 1:
             assert failed[0].error is not None
             raise failed[0].error
-        raise RefusedInput(f"{len(failed)} of {len(tasks)} scans were not segmented; the table says why")
+        kind = EnvironmentLacks if any(isinstance(one.error, EnvironmentLacks) for one in failed) else RefusedInput
+        raise kind(f"{len(failed)} of {len(tasks)} scans were not segmented; the table says why")
+
+
+def _elsewhere(model: str, runtime: str | None, tasks: list[Task], how: Prediction) -> list[Outcome]:
+    """Go on in a fresh process after a GPU failed: what was used by this one cannot be used by it any more.
+
+    The outcomes of the first tasks, one at least.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    from lhanet_export.predict.task import Outcome
+
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            return fresh.submit(_segmented, model, runtime, tasks, how).result()
+    except (EnvironmentLacks, BrokenProcessPool) as error:
+        # There is no GPU any more, or it takes processes with it.
+        return [Outcome(task=task, error=EnvironmentLacks(str(error))) for task in tasks]
+
+
+def _segmented(model: str, runtime: str | None, tasks: list[Task], how: Prediction) -> list[Outcome]:
+    """Open the model here, and run it."""
+    from lhanet_export.predict.run import predict as run
+    from lhanet_export.runners.opening import runner_for
+
+    opened = runner_for(model, runtime)
+    with opened.runner:
+        return run(opened.runner, tasks, opened.labels, how, progress=Show().progress)
 
 
 def _rules(rules: Preprocessing, patch: Shape | None, overlap: float | None, blending: str | None) -> Preprocessing:

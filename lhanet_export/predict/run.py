@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lhanet_export.errors import EnvironmentLacks, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, GpuFailed, RefusedInput
 from lhanet_export.predict.labels import LabelsOfScan
 from lhanet_export.predict.scores import WindowScores
 from lhanet_export.predict.task import Outcome, Prediction, Task
@@ -37,7 +37,8 @@ def predict(
     """Segment scans, one after the other, with a runner inside its `with` block; `names` are those of the classes.
 
     A scan that is refused (`RefusedInput`) does not stop the others: its outcome says why, and nothing is written of
-    it. What the machine lacks (`EnvironmentLacks`) stops; finished scans stay.
+    it. What the machine lacks (`EnvironmentLacks`) stops; finished scans stay. Where a GPU fails, the outcomes end with
+    the scan that it failed at (`GpuFailed`): the others are left to another process.
     """
     outcomes: list[Future[Outcome]] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as finisher:
@@ -48,7 +49,11 @@ def predict(
                 prepared = coming.pop().result()
             if number < len(tasks):
                 coming.append(reader.submit(_prepared, tasks[number], how))
-            outcomes.append(_segmented(runner, task, prepared, names, how, finisher, progress))
+            try:
+                outcomes.append(_segmented(runner, task, prepared, names, how, finisher, progress))
+            except GpuFailed as error:
+                outcomes.append(finisher.submit(Outcome, task=task, error=GpuFailed(f"{task.scan}: {error}")))
+                break
             del prepared
             for outcome in outcomes:
                 if outcome.done():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lhanet_export.conventions import Preprocessing
-from lhanet_export.errors import RefusedInput
+from lhanet_export.errors import LhanetExportError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Outcome:
 
     task: Task
     facts: dict[str, Any] = field(default_factory=dict)
-    error: RefusedInput | None = None
+    error: LhanetExportError | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The same facts as JSON values."""

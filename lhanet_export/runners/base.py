@@ -21,7 +21,7 @@ class Slot(Protocol):
     image: np.ndarray
 
     def start(self) -> None:
-        """Begin with what is in `image`."""
+        """Begin with what is in `image`. A GPU that fails raises `GpuFailed`, here or in `wait`."""
 
     def wait(self) -> np.ndarray:
         """The scores (N,K,d,h,w) in the type that the model gives; valid until the slot is started again."""

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from lhanet_export.engine.backends import is_out_of_memory
 from lhanet_export.engine.gpu import Gpu, find_gpus
-from lhanet_export.errors import EnvironmentLacks, OutOfMemory, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory, RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact
 from lhanet_export.runners.base import Slot, host_slots
 from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
@@ -62,7 +62,7 @@ class OnnxRuntimeCudaRunner:
             self._image = None
             if is_out_of_memory(str(error)):
                 raise OutOfMemory(f"not enough GPU memory for {image.shape}: {error}") from error
-            raise EnvironmentLacks(f"ONNX Runtime failed on the GPU with {self._artifact.path}: {error}") from error
+            raise GpuFailed(f"ONNX Runtime failed on the GPU with {self._artifact.path}: {error}") from error
         return output
 
     def _bring(self, image: np.ndarray) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from lhanet_export.engine.backends import Backend, ErrorLog, element_type, is_out_of_memory
 from lhanet_export.engine.manifest import EngineFacts, verify_engine_bytes
 from lhanet_export.engine.plan import INPUT_NAME
-from lhanet_export.errors import EnvironmentLacks, OutOfMemory, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory, RefusedInput
 from lhanet_export.runners.device import Device
 from lhanet_export.runners.kernel_cache import KernelCache
 
@@ -192,7 +192,7 @@ class Session:
         self._lane = None
         if is_out_of_memory(str(error)):
             return OutOfMemory(f"not enough GPU memory for {shape} with {self._path}: {error}")
-        return EnvironmentLacks(f"the GPU failed while running {self._path}: {error}")
+        return GpuFailed(f"the GPU failed while running {self._path}: {error}")
 
 
 class _Lane:

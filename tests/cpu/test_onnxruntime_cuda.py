@@ -11,7 +11,7 @@ import pytest
 
 from lhanet_export.cli.main import run
 from lhanet_export.engine.gpu import Gpu, find_gpus
-from lhanet_export.errors import EnvironmentLacks, OutOfMemory, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory, RefusedInput
 from lhanet_export.export.artifact import read_onnx
 from lhanet_export.runners.onnxruntime_cuda import OnnxRuntimeCudaRunner
 
@@ -116,7 +116,7 @@ def test_it_never_falls_back_to_the_cpu(graph: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "error"),
-    [("Failed to allocate memory for requested buffer", OutOfMemory), ("CUDA failure 700", EnvironmentLacks)],
+    [("Failed to allocate memory for requested buffer", OutOfMemory), ("CUDA failure 700", GpuFailed)],
 )
 def test_faults_of_the_gpu_are_the_environment(graph: Path, fault: str, error: type[Exception]) -> None:
     module = FakeOnnxRuntime(fault=fault)

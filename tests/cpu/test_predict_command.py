@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from lhanet_export.cli.main import run
+from lhanet_export.errors import EnvironmentLacks, GpuFailed
+from lhanet_export.runners.eager import EagerRunner
 from lhanet_export.volume.nifti import write_phantom
 from lhanet_export.volume.phantom import Phantom, anatomy_from_seed, render
 
@@ -145,3 +147,45 @@ def test_a_folder_needs_a_folder(scan: Path, tmp_path: Path, capsys: pytest.Capt
         (tmp_path / "scans" / folder / "a.nii").write_bytes(b"")
     assert run(["predict", "demo", str(tmp_path / "scans"), "-o", str(tmp_path / "out")]) == 2
     assert "would be written to" in capsys.readouterr().err
+
+
+def test_a_gpu_that_fails_costs_one_scan(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in fails in this process only; the others are segmented in a fresh one."""
+    folder, target, report = tmp_path / "scans", tmp_path / "labels", tmp_path / "report.json"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+
+    def lost(runner: EagerRunner, image: np.ndarray) -> np.ndarray:
+        raise GpuFailed("the GPU failed: CUDA error 719")
+
+    monkeypatch.setattr(EagerRunner, "infer", lost)
+    assert run(["predict", "demo", str(folder), "-o", str(target), "--json", str(report), *SMALL]) == 3
+    assert sorted(path.name for path in target.iterdir()) == ["b.nii.gz", "c.nii.gz"]
+    first, *others = json.loads(report.read_text())["scans"]
+    assert "CUDA error 719" in first["error"]
+    assert all(other["volumes_ml"]["liver"] > 0 for other in others)
+
+
+def test_a_gpu_that_is_gone_ends_it(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, target, report = tmp_path / "scans", tmp_path / "labels", tmp_path / "report.json"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+
+    def lost(runner: EagerRunner, image: np.ndarray) -> np.ndarray:
+        raise GpuFailed("the GPU failed: CUDA error 719")
+
+    class Nothing:
+        def __enter__(self) -> Nothing:
+            raise EnvironmentLacks("there is no NVIDIA GPU here")
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(EagerRunner, "infer", lost)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", lambda *_: Nothing())
+    assert run(["predict", "demo", str(folder), "-o", str(target), "--json", str(report), *SMALL]) == 3
+    assert not target.exists()
+    errors = [one["error"] for one in json.loads(report.read_text())["scans"]]
+    assert "CUDA error 719" in errors[0] and "no NVIDIA GPU" in errors[1]

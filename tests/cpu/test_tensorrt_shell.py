@@ -22,7 +22,7 @@ from lhanet_export.engine.gpu import Gpu, find_gpus
 from lhanet_export.engine.manifest import Manifest, manifest_of, publish_engine
 from lhanet_export.engine.plan import plan_engine
 from lhanet_export.engine.recipes import recipe_named
-from lhanet_export.errors import EnvironmentLacks, OutOfMemory, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory, RefusedInput
 from lhanet_export.files import sidecar_of
 from lhanet_export.runners import kernel_cache, tensorrt_, tensorrt_session
 from lhanet_export.runners.tensorrt_ import TensorRTRunner
@@ -613,8 +613,8 @@ def test_null_results_are_explained(engine: Path, faults: dict[str, Any], error:
         ({"output_shape": (1, 2, -1, -1, -1)}, RefusedInput, "could not say what it returns"),
         ({"execute": "illegal address"}, RefusedInput, "could not run.*illegal address"),
         ({"allocate": "CUDA out of memory."}, OutOfMemory, "not enough GPU memory for"),
-        ({"allocate": "CUDA error: unspecified launch failure"}, EnvironmentLacks, "the GPU failed"),
-        ({"wait": "CUDA error: an illegal memory access was encountered"}, EnvironmentLacks, "the GPU failed"),
+        ({"allocate": "CUDA error: unspecified launch failure"}, GpuFailed, "the GPU failed"),
+        ({"wait": "CUDA error: an illegal memory access was encountered"}, GpuFailed, "the GPU failed"),
     ],
 )
 def test_failures_while_running(engine: Path, faults: dict[str, Any], error: type[Exception], reason: str) -> None:

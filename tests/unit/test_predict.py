@@ -20,7 +20,7 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from lhanet_export.conventions import Preprocessing
-from lhanet_export.errors import EnvironmentLacks, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, GpuFailed, RefusedInput
 from lhanet_export.predict import run
 from lhanet_export.predict.run import predict
 from lhanet_export.predict.task import Outcome, Prediction, Task
@@ -350,6 +350,26 @@ def test_an_error_of_ours_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         outcome_of(scan, tmp_path / "labels.nii", HOW, NearestLevel(broken))
     assert not (tmp_path / "labels.nii").exists()
+
+
+def test_a_gpu_that_fails_leaves_the_rest_to_another_process(tmp_path: Path) -> None:
+    tasks = []
+    for index in range(4):
+        scan = saved(tmp_path / f"{index}.nii.gz", body((20, 20, 20), seed=index))
+        tasks.append(Task(scan=scan, target=tmp_path / "out" / scan.name))
+
+    def lost(scores: np.ndarray) -> np.ndarray:
+        if len(runner.batches) == 12:  # of 8 windows a scan
+            raise GpuFailed("the GPU has fallen off the bus")
+        return scores
+
+    runner = NearestLevel(lost)
+    with runner:
+        outcomes = predict(runner, tasks, NAMES, HOW)
+    first, second = outcomes
+    assert first.error is None and isinstance(second.error, GpuFailed)
+    assert str(second.error) == f"{tasks[1].scan}: the GPU has fallen off the bus"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["0.nii.gz"]
 
 
 def test_rules_that_are_not_known_are_refused(tmp_path: Path) -> None:
