@@ -31,7 +31,7 @@ def opened_with_reference(
     Options as those of `verify`. Refused before the network runs: a size that the model does not serve, scans
     that are not usable, and a checkpoint that the model was not made from.
     """
-    opened = runner_of(model, runtime or "onnxruntime")
+    opened = runner_of(model, runtime)
     check_shapes(list(shapes), opened.spatial)
     cases = comparison_cases(
         opened.spatial, len(opened.labels), precision=opened.precision, shapes=shapes, batch=opened.batch, data=data,

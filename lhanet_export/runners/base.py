@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from typing_extensions import Self
+
+from lhanet_export.errors import RefusedInput
+from lhanet_export.shapes import Shape
 
 
 class Slot(Protocol):
@@ -54,9 +58,27 @@ class Runner(Protocol):
     ) -> None: ...
 
 
-def host_slots(infer: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], count: int) -> list[Slot]:
-    """Slots of a runner that computes when it is asked to: on a CPU, whose cores have no copies to overlap."""
-    return [_HostSlot(infer, shape) for _ in range(count)]
+class HostRunner(ABC):
+    """What runners share that compute when they are asked to: a CPU's cores have no copies to overlap.
+
+    Those that have nothing to open or to give back need no more than `name` and `infer`.
+    """
+
+    @abstractmethod
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """As a `Runner` does."""
+
+    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+        """Host memory for batches of a shape (N,1,D,H,W)."""
+        return [_HostSlot(self.infer, shape) for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
 
 
 class _HostSlot:
@@ -72,3 +94,10 @@ class _HostSlot:
         if self._scores is None:
             raise ValueError("the slot was not started")
         return self._scores
+
+
+def size_of_volumes(shape: tuple[int, ...], dtype: Any) -> Shape:
+    """The size (D,H,W) of volumes (N,1,D,H,W) of float32; `RefusedInput` for an array that is something else."""
+    if len(shape) != 5 or shape[1] != 1 or shape[0] < 1 or dtype != np.float32:
+        raise RefusedInput(f"expected volumes (N,1,D,H,W) of float32, got {shape} of {dtype}")
+    return shape[2], shape[3], shape[4]

@@ -1,19 +1,16 @@
 """Eager PyTorch: the reference. Runs the whole network as trained, with batch norms unfolded."""
 
-from types import TracebackType
-
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from lhanet_export.inference.target import Target
 from lhanet_export.model.network import LHANet
 from lhanet_export.model.resize import resize_to_size
-from lhanet_export.runners.base import Slot, host_slots
+from lhanet_export.runners.base import HostRunner
 
 
-class EagerRunner:
+class EagerRunner(HostRunner):
     """Gives what `target` names, computed by `LHANet` itself on the device of its weights."""
 
     def __init__(self, network: LHANet, target: Target | None = None) -> None:
@@ -26,10 +23,6 @@ class EagerRunner:
         device = next(self._network.parameters()).device
         with torch.inference_mode():
             return self._output(torch.from_numpy(image).to(device)).cpu().numpy()
-
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
-        """Host memory for batches of a shape (N,1,D,H,W)."""
-        return host_slots(self.infer, shape, count)
 
     def _output(self, image: Tensor) -> Tensor:
         network, size = self._network, image.shape[-3:]
@@ -49,11 +42,3 @@ class EagerRunner:
             return self._network.decoder.final_classifier(self._network.decoder.fuse(features)[-1])
         level = self._target.levels - 1
         return self._network.deep_supervision_heads[level](features[level])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass

@@ -6,20 +6,16 @@ machines without a GPU.
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import numpy as np
-from typing_extensions import Self
 
-from lhanet_export.errors import RefusedInput
-from lhanet_export.runners.base import Slot, host_slots
+from lhanet_export.runners.base import HostRunner, size_of_volumes
 from lhanet_export.shapes import Shape
 
 #: Voxels along an axis that a cell of coarse scores stands for.
 _COARSE = 16
 
 
-class NullRunner:
+class NullRunner(HostRunner):
     """Scores each voxel by its brightness and its place in the window; it serves every size.
 
     Class k of K has, in cell (i_d, i_h, i_w) of the scores' grid of (g_d, g_h, g_w) cells, the score
@@ -35,10 +31,7 @@ class NullRunner:
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """The scores (N,K,d,h,w) float32 of windows (N,1,D,H,W) float32."""
-        if image.ndim != 5 or image.shape[1] != 1 or image.dtype != np.float32:
-            raise RefusedInput(f"expected volumes (N,1,D,H,W) of float32, got {image.shape} of {image.dtype}")
-        depth, height, width = image.shape[2:]
-        grid = self._grid((depth, height, width))
+        grid = self._grid(size_of_volumes(image.shape, image.dtype))
         i_d, i_h, i_w = (np.arange(cells) for cells in grid)
         read = [(2 * np.arange(g) + 1) * p // (2 * g) for g, p in zip(grid, image.shape[2:], strict=True)]
         brightness = image[:, 0][(slice(None), *np.ix_(*read))]
@@ -54,15 +47,3 @@ class NullRunner:
             return patch
         depth, height, width = (-(-side // _COARSE) for side in patch)
         return depth, height, width
-
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
-        """Host memory for batches of a shape (N,1,D,H,W)."""
-        return host_slots(self.infer, shape, count)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass

@@ -17,11 +17,11 @@ from typing_extensions import Self
 from lhanet_export.errors import RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
 from lhanet_export.precision.rounding import is_half, with_rounding
-from lhanet_export.runners.base import Slot, host_slots
+from lhanet_export.runners.base import HostRunner
 from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(HostRunner):
     """Runs a checked ONNX file; the session exists inside the `with` block only."""
 
     def __init__(self, artifact: OnnxArtifact) -> None:
@@ -43,10 +43,6 @@ class OnnxRuntimeRunner:
             image = image.astype(np.float16)
         output: np.ndarray = self._session.run(None, {"image": image})[0]
         return output
-
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
-        """Host memory for batches of a shape (N,1,D,H,W)."""
-        return host_slots(self.infer, shape, count)
 
     def __enter__(self) -> Self:
         path = self._artifact.path

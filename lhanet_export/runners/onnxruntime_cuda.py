@@ -13,20 +13,20 @@ from typing_extensions import Self
 
 from lhanet_export.engine.backends import is_out_of_memory
 from lhanet_export.engine.gpu import Gpu, find_gpus
-from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory, RefusedInput
+from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory
 from lhanet_export.export.artifact import OnnxArtifact
-from lhanet_export.runners.base import Slot, host_slots
+from lhanet_export.runners.base import HostRunner, size_of_volumes
 from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
 
 _CUDA = "CUDAExecutionProvider"
 _INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
-class OnnxRuntimeCudaRunner:
+class OnnxRuntimeCudaRunner(HostRunner):
     """Runs a checked ONNX file on the first GPU; input and output stay in its memory as long as the size does.
 
     Making it raises `EnvironmentLacks` where there is no GPU or ONNX Runtime cannot use it: it never falls back to the
-    CPU in silence. `module` and `gpus` stand in for library and hardware.
+    CPU in silence. Copies wait for the network's work. `module` and `gpus` stand in for library and hardware.
     """
 
     def __init__(self, artifact: OnnxArtifact, *, module: Any = None, gpus: tuple[Gpu, ...] | None = None) -> None:
@@ -48,10 +48,7 @@ class OnnxRuntimeCudaRunner:
         """The graph's output for volumes (N,1,D,H,W) float32; what the graph does not serve raises `RefusedInput`."""
         if self._session is None:
             raise ValueError("the runner is closed; use it inside its with block")
-        if image.ndim != 5 or image.shape[1] != 1 or image.dtype != np.float32:
-            raise RefusedInput(f"expected volumes (N,1,D,H,W) of float32, got {image.shape} of {image.dtype}")
-        depth, height, width = image.shape[2:]
-        self._artifact.check_size((depth, height, width))
+        self._artifact.check_size(size_of_volumes(image.shape, image.dtype))
         given = image.astype(np.float16) if self._artifact.facts.get("half_io") else image
         try:
             self._bring(np.ascontiguousarray(given))
@@ -74,10 +71,6 @@ class OnnxRuntimeCudaRunner:
         self._image = self._onnxruntime.OrtValue.ortvalue_from_numpy(image, "cuda", 0)
         self._binding.bind_ortvalue_input("image", self._image)
         self._binding.bind_output(self._session.get_outputs()[0].name, "cuda")
-
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
-        """Host memory for batches of a shape (N,1,D,H,W); copies wait for the network's work."""
-        return host_slots(self.infer, shape, count)
 
     def __enter__(self) -> Self:
         if hasattr(self._onnxruntime, "preload_dlls"):

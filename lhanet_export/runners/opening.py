@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lhanet_export.conventions import Preprocessing, default_labels
+from lhanet_export.conventions import RUNTIMES, Preprocessing, default_labels
 from lhanet_export.engine.gpu import find_gpus
 from lhanet_export.engine.manifest import read_manifest, verify_engine_bytes
 from lhanet_export.errors import RefusedInput
@@ -60,21 +60,20 @@ _RUNNERS: dict[str, Callable[[OnnxArtifact], Runner]] = {
 }
 
 
-def runner_of(path: Path, runtime: str = "onnxruntime", *, null: bool = False) -> Opened:
+def runner_of(path: Path, runtime: str | None = None, *, null: bool = False) -> Opened:
     """The runner of an ONNX file, or of an engine with its manifest (its own backend).
 
-    `runtime` is what ONNX files run in (`conventions.RUNTIMES`); OpenVINO takes FP32 ones. With `null` files are
-    checked as ever, and no network is run. For a runtime that is not installed, and for an engine whose GPU is not
-    here, this raises `EnvironmentLacks` or `RefusedInput` at once, before anybody computes a reference to compare it
-    with.
+    `runtime` is what ONNX files run in (`conventions.RUNTIMES`, the first if None); OpenVINO takes FP32 ones. With
+    `null` files are checked as ever, and no network is run. For a runtime that is not installed, and for an engine
+    whose GPU is not here, this raises `EnvironmentLacks` or `RefusedInput` at once, before anybody computes a reference
+    to compare it with.
     """
+    chosen = runtime or RUNTIMES[0]
     if path.suffix == ".onnx":
         artifact = read_onnx(path)
         return Opened(
             runner=(
-                _null_runner(artifact.facts["labels"], artifact.facts["output"])
-                if null
-                else _RUNNERS[runtime](artifact)
+                _null_runner(artifact.facts["labels"], artifact.facts["output"]) if null else _RUNNERS[chosen](artifact)
             ),
             target=Target(head=artifact.facts["head"], output=artifact.facts["output"]),
             precision=artifact.precision,
@@ -88,8 +87,8 @@ def runner_of(path: Path, runtime: str = "onnxruntime", *, null: bool = False) -
         raise RefusedInput(
             f"{path} is neither an ONNX file nor an engine: there is no manifest {sidecar_of(path).name}"
         )
-    if runtime != "onnxruntime":
-        raise RefusedInput(f"{path} is an engine, which its own library runs; {runtime} runs ONNX files only")
+    if chosen != RUNTIMES[0]:
+        raise RefusedInput(f"{path} is an engine, which its own library runs; {chosen} runs ONNX files only")
     manifest = read_manifest(path)
     engine = TensorRTRunner(path)
     (output,) = manifest.engine.outputs
@@ -123,7 +122,7 @@ def runner_for(spec: str, runtime: str | None = None, *, null: bool = False) -> 
     if path.suffix in (".onnx", ".engine", ".plan") or sidecar_of(path).exists():
         if not path.is_file():
             raise RefusedInput(f"there is no file {path}")
-        return runner_of(path, runtime or "onnxruntime", null=null)
+        return runner_of(path, runtime, null=null)
     if runtime is not None:
         raise RefusedInput(f"{spec} is a checkpoint, which PyTorch runs; {runtime} runs ONNX files: lhanet-export onnx")
     opened = runner_of_checkpoint(spec)

@@ -22,7 +22,7 @@ from typing_extensions import Self
 from lhanet_export.engine.backends import is_out_of_memory
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from lhanet_export.export.artifact import OnnxArtifact, external_data_of
-from lhanet_export.runners.base import Slot, host_slots
+from lhanet_export.runners.base import HostRunner
 from lhanet_export.runners.openvino_graph import channels_last
 from lhanet_export.runners.openvino_library import computes_bf16, load_openvino, load_parts
 from lhanet_export.runners.openvino_mixed import check_computed, check_mixed, mixed
@@ -36,7 +36,7 @@ _HINTS = {"fp32": "f32", "mixed": "bf16"}
 _RELEASE_SECONDS = 0.05
 
 
-class OpenVINORunner:
+class OpenVINORunner(HostRunner):
     """Runs a checked FP32 ONNX file; the network is in memory inside the `with` block only.
 
     Creating one raises `RefusedInput` for an FP16 graph or one that `mixed` was not measured on, and
@@ -81,10 +81,6 @@ class OpenVINORunner:
         with self._explained("run"):
             output: np.ndarray = self._compiled(image)[0]
         return output
-
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
-        """Host memory for batches of a shape (N,1,D,H,W)."""
-        return host_slots(self.infer, shape, count)
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Compile for volumes of a shape (N,1,D,H,W), unless that is the shape that was compiled last."""

@@ -18,7 +18,7 @@ from lhanet_export.engine.backends import BACKENDS, load_module
 from lhanet_export.engine.gpu import Gpu, find_gpus
 from lhanet_export.engine.manifest import read_manifest
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
-from lhanet_export.runners.base import Slot
+from lhanet_export.runners.base import Slot, size_of_volumes
 from lhanet_export.runners.device import Device, TorchDevice
 from lhanet_export.runners.tensorrt_session import Session
 
@@ -86,10 +86,7 @@ class TensorRTRunner:
         """The session, and the profile that serves a shape."""
         if self._session is None:
             raise ValueError("the runner is closed; use it inside its with block")
-        if len(shape) != 5 or shape[1] != 1 or shape[0] < 1 or dtype != np.float32:
-            raise RefusedInput(f"expected volumes (N,1,D,H,W) of float32, got {shape} of {dtype}")
-        depth, height, width = shape[2:]
-        return self._session, self._facts.profile_of((depth, height, width))
+        return self._session, self._facts.profile_of(size_of_volumes(shape, dtype))
 
     def __enter__(self) -> Self:
         gpu = self.matching_gpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel
@@ -42,6 +43,20 @@ def demo_labels(scan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[n
     return labels_in(target), json.loads(report.read_text())
 
 
+def copies_of(scan: Path, folder: Path, names: Iterable[str]) -> tuple[Path, Path, Path]:
+    """A folder with a scan under these names, one for labels, and a file for a report."""
+    scans = folder / "scans"
+    scans.mkdir()
+    for name in names:
+        (scans / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+    return scans, folder / "labels", folder / "report.json"
+
+
+def failing(runner: EagerRunner, image: np.ndarray) -> np.ndarray:
+    """In place of `infer`: a GPU that fails."""
+    raise GpuFailed("the GPU failed: CUDA error 719")
+
+
 def labels_in(path: Path) -> np.ndarray:
     return np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
 
@@ -74,9 +89,7 @@ def test_a_folder_with_a_bad_scan(
 ) -> None:
     # The reason names the whole path; in a narrow table its words would be broken.
     monkeypatch.setenv("COLUMNS", "400")
-    folder, target, report = tmp_path / "scans", tmp_path / "labels", tmp_path / "report.json"
-    folder.mkdir()
-    (folder / "good.nii.gz").write_bytes(scan.read_bytes())
+    folder, target, report = copies_of(scan, tmp_path, ["good"])
     (folder / "worse.nii.gz").write_bytes(scan.read_bytes()[:-9])
     options = ["--organs", "liver,right kidney", "--largest-component", "--json", str(report), *SMALL]
     assert run(["predict", "demo", str(folder), "-o", str(target), *options]) == 2
@@ -151,15 +164,9 @@ def test_a_folder_needs_a_folder(scan: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_a_gpu_that_fails_costs_one_scan(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in fails in this process only; the others are segmented in a fresh one."""
-    folder, target, report = tmp_path / "scans", tmp_path / "labels", tmp_path / "report.json"
-    folder.mkdir()
-    for name in "abc":
-        (folder / f"{name}.nii.gz").write_bytes(scan.read_bytes())
+    folder, target, report = copies_of(scan, tmp_path, "abc")
 
-    def lost(runner: EagerRunner, image: np.ndarray) -> np.ndarray:
-        raise GpuFailed("the GPU failed: CUDA error 719")
-
-    monkeypatch.setattr(EagerRunner, "infer", lost)
+    monkeypatch.setattr(EagerRunner, "infer", failing)
     assert run(["predict", "demo", str(folder), "-o", str(target), "--json", str(report), *SMALL]) == 3
     assert sorted(path.name for path in target.iterdir()) == ["b.nii.gz", "c.nii.gz"]
     first, *others = json.loads(report.read_text())["scans"]
@@ -168,13 +175,7 @@ def test_a_gpu_that_fails_costs_one_scan(scan: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_gpu_that_is_gone_ends_it(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, target, report = tmp_path / "scans", tmp_path / "labels", tmp_path / "report.json"
-    folder.mkdir()
-    for name in "ab":
-        (folder / f"{name}.nii.gz").write_bytes(scan.read_bytes())
-
-    def lost(runner: EagerRunner, image: np.ndarray) -> np.ndarray:
-        raise GpuFailed("the GPU failed: CUDA error 719")
+    folder, target, report = copies_of(scan, tmp_path, "ab")
 
     class Nothing:
         def __enter__(self) -> Nothing:
@@ -183,7 +184,7 @@ def test_a_gpu_that_is_gone_ends_it(scan: Path, tmp_path: Path, monkeypatch: pyt
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(EagerRunner, "infer", lost)
+    monkeypatch.setattr(EagerRunner, "infer", failing)
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", lambda *_: Nothing())
     assert run(["predict", "demo", str(folder), "-o", str(target), "--json", str(report), *SMALL]) == 3
     assert not target.exists()

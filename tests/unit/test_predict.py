@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import nibabel
@@ -24,7 +23,7 @@ from lhanet_export.errors import EnvironmentLacks, GpuFailed, RefusedInput
 from lhanet_export.predict import run
 from lhanet_export.predict.run import predict
 from lhanet_export.predict.task import Outcome, Prediction, Task
-from lhanet_export.runners.base import Slot, host_slots
+from lhanet_export.runners.base import HostRunner
 from lhanet_export.volume.preprocess import preprocess
 from lhanet_export.volume.read import read_scan
 
@@ -35,7 +34,7 @@ RULES = Preprocessing(patch=(16, 16, 16))
 HOW = Prediction(preprocessing=RULES)
 
 
-class NearestLevel:
+class NearestLevel(HostRunner):
     """Scores of each voxel by how far it is from each class's level; `wrong` may change them."""
 
     name = "stand-in"
@@ -48,17 +47,6 @@ class NearestLevel:
         assert image.ndim == 5 and image.dtype == np.float32 and image.flags.c_contiguous
         self.batches.append(len(image))
         return self._wrong(-((image - LEVELS[:, None, None, None]) ** 2))
-
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
-        return host_slots(self.infer, shape, count)
-
-    def __enter__(self) -> NearestLevel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
 
 def body(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from lhanet_export.conventions import Preprocessing
 from lhanet_export.errors import OutOfMemory, RefusedInput
 from lhanet_export.predict.scores import WindowScores
 from lhanet_export.predict.task import Prediction
-from lhanet_export.runners.base import Slot
+from lhanet_export.runners.base import HostRunner, Slot
 from lhanet_export.runners.null import NullRunner
 from lhanet_export.volume.windows import Tiling, tiling_of
 
@@ -21,7 +20,7 @@ HOW = Prediction(preprocessing=Preprocessing(patch=(8, 8, 8)))
 IMAGE = np.random.default_rng(0).normal(size=(20, 13, 30)).astype(np.float32)
 
 
-class SmallGpu:
+class SmallGpu(HostRunner):
     """Doubles each window in two classes; has room for batches of `room`, noticed when memory is asked for or used."""
 
     name = "small"
@@ -41,14 +40,6 @@ class SmallGpu:
     def check(self, batch: int) -> None:
         if batch > self._room and len(self.log) > 4:
             raise OutOfMemory(f"no room for {batch}")
-
-    def __enter__(self) -> SmallGpu:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
 
 class _Slot:
