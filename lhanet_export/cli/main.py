@@ -34,6 +34,7 @@ COMMANDS = {
     "calibrate": ("lhanet_export.cli.calibrate:calibrate", "Make the INT8 form of an ONNX file, from scans."),
     "predict": ("lhanet_export.cli.predict:predict", "Segment a CT scan, or a folder of them."),
     "package": ("lhanet_export.cli.package:package", "Put a model into a Triton model repository."),
+    "bench": ("lhanet_export.cli.bench:bench", "Time, memory and error beside every fair baseline."),
     "inspect": ("lhanet_export.cli.inspect_:inspect", "Say what is in a checkpoint, ONNX file, engine or manifest."),
     "work": ("lhanet_export.cli.work:work", "Count an ONNX file's multiply-adds and bytes, part by part."),
     "fit": ("lhanet_export.cli.fit:fit", "Find the largest patches that fit on a card, by building."),

@@ -40,7 +40,9 @@ ALLOWED = {
     "triton": {"export.artifact", "engine.manifest", "engine.build"},
     "volume": set(),
     "predict": {"runners.base", "volume"},
+    "bench": {"model", "inference", "export", "engine", "runners", "verify"},
     "cli": {
+        "bench",
         "model",
         "inference",
         "export",

@@ -1,0 +1,105 @@
+"""The report's tables: numbers of rows, and the facts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lhanet_export.bench.units import (
+    MEGABYTES,
+    NOT_MEASURED,
+    SECONDS,
+    Unit,
+    equal_labels,
+    figure,
+    percent,
+    scientific,
+)
+
+Json = Mapping[str, Any]
+#: Headings of columns, and what stands in them for a row.
+Columns = Mapping[str, Callable[[Any], str]]
+
+#: A fact whose name ends so is shown in MB.
+_BYTES = "_bytes"
+
+
+def table(rows: Sequence[Json], columns: Columns, *, style: str = "numbers") -> str:
+    """A row for each mapping, headed by its `name`; a wide table scrolls by itself, not with the page."""
+    headings = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in ("Name", *columns))
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(row["name"])}</th>'
+        + "".join(f"<td>{escape(text(row))}</td>" for text in columns.values())
+        + "</tr>"
+        for row in rows
+    )
+    # Scrolling needs the focus where there is no mouse.
+    return (
+        f'<div class="scroll" tabindex="0"><table class="{style}">\n<thead><tr>{headings}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def numbers_table(rows: Sequence[Json], unit: Unit) -> str:
+    """All numbers of a bench's rows; what none of the rows has, such as copies on a CPU, has no column."""
+
+    def column(key: str, text: Callable[[object], str]) -> Callable[[Json], str]:
+        return lambda row: text(row.get(key))
+
+    columns = {
+        "Precision": column("precision", str),
+        f"Median ({unit.name})": column("median_seconds", unit.bare),
+        f"10 % ({unit.name})": column("p10_seconds", unit.bare),
+        f"90 % ({unit.name})": column("p90_seconds", unit.bare),
+        "Voxels/s": column("voxels_per_second", figure),
+        "Speed-up": column("speedup", figure),
+        "Peak memory (MB)": column("peak_bytes", MEGABYTES.bare),
+        "Of the first row's": column("share_of_peak_memory", percent),
+    }
+    if len({row["peak_kind"] for row in rows}) > 1:
+        columns["Memory of"] = column("peak_kind", str)
+    perhaps = {
+        "Process (MB)": ("process_bytes", MEGABYTES.bare),
+        "Ready after (s)": ("ready_seconds", SECONDS.bare),
+        "First call (s)": ("first_seconds", SECONDS.bare),
+        "Peak until then (MB)": ("opening_peak_bytes", MEGABYTES.bare),
+        f"Copies ({unit.name})": ("copy_seconds", unit.bare),
+        "On disk (MB)": ("disk_bytes", MEGABYTES.bare),
+    }
+    for heading, (key, text) in perhaps.items():
+        if any(row.get(key) is not None for row in rows):
+            columns[heading] = column(key, text)
+    columns["Relative L2"] = column("relative_l2", scientific)
+    columns["Labels equal"] = column("label_agreement", equal_labels)
+    if any(row.get("conditions") for row in rows):
+        columns["Conditions"] = lambda row: _fact_text("conditions", row.get("conditions")) or NOT_MEASURED
+    return table(rows, columns)
+
+
+def facts_list(facts: Mapping[str, Any]) -> str:
+    """Names and values, nested ones in one line, unknown ones left out; a command stands as it has to be typed."""
+    entries = []
+    for key, value in facts.items():
+        text = escape(_fact_text(key, value))
+        if text:
+            shown = f"<code>{text}</code>" if key == "command" else text
+            entries.append(f"<dt>{escape(_fact_name(key))}</dt><dd>{shown}</dd>")
+    return "<dl>\n" + "\n".join(entries) + "\n</dl>"
+
+
+def _fact_text(key: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        texts = ((_fact_name(name), _fact_text(name, one)) for name, one in value.items())
+        return ", ".join(f"{name} {text}" for name, text in texts if text)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_fact_text(key, one) for one in value)
+    if key.endswith(_BYTES):
+        return MEGABYTES.text(value)
+    return str(value)
+
+
+def _fact_name(key: str) -> str:
+    return key.removesuffix(_BYTES).replace("_", " ")
