@@ -39,9 +39,9 @@ LONGEST_SHARE = 1.5
 
 #: What was taken for peak memory, as a reader says it.
 _PEAK_KINDS = {
-    "resident": "resident memory of the process",
-    "allocator": "what torch's allocator held",
-    "process": "GPU memory of the process, as the driver counts it",
+    "resident": "the process's resident memory",
+    "allocator": "what torch's allocator held (allocator)",
+    "process": "the process's GPU memory as the driver counts it (process)",
 }
 
 Json = Mapping[str, Any]
@@ -191,7 +191,7 @@ def _bars(row: Json, reference: Json, unit: Unit) -> list[Bar]:
 
 def _errors(row: Json) -> str:
     texts = (f"L2 {scientific(row['relative_l2'])}", f"labels {equal_labels(row['label_agreement'])}")
-    return " ".join(f'<span class="errors">{text}</span>' for text in texts)
+    return " · ".join(f'<span class="errors">{text}</span>' for text in texts)
 
 
 def _key(bench: Json) -> str:
@@ -207,10 +207,10 @@ def _key(bench: Json) -> str:
 def _remarks(bench: Json) -> str:
     """What the table's numbers are of, and how much work an inference is."""
     kinds = dict.fromkeys(row["peak_kind"] for row in bench["rows"])
-    memory = "; ".join(f"{kind}: {_PEAK_KINDS.get(kind, 'not described')}" for kind in kinds)
+    memory = " or ".join(_PEAK_KINDS.get(kind, kind) for kind in kinds)
     text = (
-        f"Times are of {bench['rounds']} single inferences of each row, none left out, and their 10th and 90th "
-        f"percentiles. Peak memory, {memory}. Errors are against the first row."
+        f"Times are of {bench['rounds']} single inferences of each row, none left out; p10 and p90 are their 10th and "
+        f"90th percentiles. Peak memory is {memory}. Errors are against the first row."
     )
     if bench["device"]["kind"] == "cpu":
         text += " On a CPU there are no copies to a card."

@@ -63,6 +63,7 @@ ol.bars { list-style: none; margin: 1.25rem 0 .75rem; padding: 0; }
 .errors { color: var(--quiet); white-space: nowrap; }
 svg { overflow: visible; display: block; }
 svg text { fill: var(--ink); font-size: 12px; }
+svg .value { paint-order: stroke; stroke: var(--page); stroke-width: 4px; stroke-linejoin: round; }
 svg .tick { fill: var(--quiet); font-size: 11px; }
 .grid { stroke: var(--grid); } .whole, .axis line, line.axis { stroke: var(--rule); }
 .whisker { stroke: var(--whisker); stroke-width: 1.25; }
@@ -95,7 +96,8 @@ code { font: .8125rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation 
 footer { margin-top: 3.5rem; color: var(--quiet); font-size: .8125rem; }
 @media (max-width: 760px) {
   main { padding: 1.5rem 1rem 3rem; } .lead { font-size: 1.2rem; } section { margin-top: 2.75rem; }
-  .bars li { grid-template-columns: 1fr auto; padding-bottom: .3rem; } .plot { grid-column: 1 / -1; }
+  .bars li { grid-template-columns: 1fr auto; padding-bottom: .3rem; } .plot { grid-area: 2 / 1 / 3 / 3; }
+  .speed { grid-area: 1 / 2; }
   .who { padding-bottom: .2rem; } .bars li:not(.axis) .plot { min-height: 3.3rem; }
   .lines { margin: 0 2.5rem 0 3.25rem; } .line .name { display: none; } ol.names { display: block; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; }

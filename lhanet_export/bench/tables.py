@@ -50,8 +50,8 @@ def numbers_table(rows: Sequence[Json], unit: Unit) -> str:
     columns = {
         "Precision": column("precision", str),
         f"Median ({unit.name})": column("median_seconds", unit.bare),
-        f"10 % ({unit.name})": column("p10_seconds", unit.bare),
-        f"90 % ({unit.name})": column("p90_seconds", unit.bare),
+        f"p10 ({unit.name})": column("p10_seconds", unit.bare),
+        f"p90 ({unit.name})": column("p90_seconds", unit.bare),
         "Voxels/s": column("voxels_per_second", figure),
         "Speed-up": column("speedup", figure),
         "Peak memory (MB)": column("peak_bytes", MEGABYTES.bare),
