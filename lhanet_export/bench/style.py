@@ -47,8 +47,8 @@ ol.bars { list-style: none; margin: 1.25rem 0 .75rem; padding: 0; }
 .axis .who { padding: 0 0 .3rem; align-self: end; }
 .who strong { display: block; font-size: .9375rem; font-weight: 600; }
 .who .reason { display: block; color: var(--bad); }
-.plot { position: relative; min-height: 3.6rem; margin-right: 9.5rem; min-width: 0; }
-.axis .plot { min-height: 1.6rem; }
+.plot { position: relative; min-height: 56px; margin-right: 152px; min-width: 0; }
+.axis .plot { min-height: 24px; }
 .plot svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .speed { text-align: right; font-size: 1.125rem; font-weight: 600; padding-top: .45rem; white-space: nowrap; }
 .axis .speed { font-size: .8125rem; font-weight: 400; align-self: end; padding: 0 0 .3rem; }
@@ -69,7 +69,7 @@ svg .tick { fill: var(--quiet); font-size: 11px; }
 .whisker { stroke: var(--whisker); stroke-width: 1.25; }
 .bar.time { fill: var(--time); stroke: var(--time); } .bar.memory { fill: var(--memory); stroke: var(--memory); }
 .bar.outlined { fill: none; stroke-dasharray: 3 2; }
-.lines { margin: 0 15.5rem 0 3.75rem; padding-top: .5rem; }
+.lines { margin: 0 250px 0 60px; padding-top: .5rem; }
 .lines svg { width: 100%; }
 .line .path { stroke: currentColor; stroke-width: 2; stroke-linecap: round; } .line circle { fill: currentColor; }
 .line .leader { stroke: currentColor; stroke-width: .75; opacity: .55; }
@@ -93,18 +93,18 @@ dl { display: grid; grid-template-columns: 9rem 1fr; gap: .35rem 1rem; margin: .
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 code { font: .8125rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; white-space: pre-wrap;
   display: block; background: var(--panel); border-radius: 6px; padding: .5rem .75rem; overflow-wrap: anywhere; }
-footer { margin-top: 3.5rem; color: var(--quiet); font-size: .8125rem; }
 @media (max-width: 760px) {
   main { padding: 1.5rem 1rem 3rem; } .lead { font-size: 1.2rem; } section { margin-top: 2.75rem; }
   .bars li { grid-template-columns: 1fr auto; padding-bottom: .3rem; } .plot { grid-area: 2 / 1 / 3 / 3; }
   .speed { grid-area: 1 / 2; }
-  .who { padding-bottom: .2rem; } .bars li:not(.axis) .plot { min-height: 3.3rem; }
-  .lines { margin: 0 2.5rem 0 3.25rem; } .line .name { display: none; } ol.names { display: block; }
+  .who { padding-bottom: .2rem; } .bars li:not(.axis) .plot { min-height: 52px; }
+  .lines { margin: 0 40px 0 56px; } .line .name { display: none; } ol.names { display: block; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; }
   tbody th { min-width: 7.5rem; }
 }
 @media print {
-  main { max-width: none; padding: 0; } body { font-size: 11px; } section { margin-top: 1.75rem; }
+  html, body { font-size: 12px; } main { max-width: none; padding: 0; } .lead { font-size: 1.5rem; }
+  section { margin-top: 1.75rem; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   .scroll { overflow: visible; } tbody th { position: static; min-width: 0; } table { font-size: 8px; }
   th, td { padding-left: .5rem; } h2, h3, figcaption { break-after: avoid; } tr { break-inside: avoid; }

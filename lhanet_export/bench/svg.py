@@ -53,7 +53,9 @@ def ticks(top: float, most: int = 5) -> list[float]:
 def share_axis(top: float) -> str:
     """The labels of the scale that `share_bars` draws its grid on; decoration, because each bar has its number."""
     labels = "".join(
-        f'<text class="tick" x="{_percent(tick, top)}" y="16" text-anchor="middle">{100 * tick:.0f} %</text>'
+        # The first one would stand out at the left, and be cut off in print.
+        f'<text class="tick" x="{_percent(tick, top)}" y="16" text-anchor="{"middle" if tick else "start"}">'
+        f"{100 * tick:.0f} %</text>"
         for tick in ticks(top)
     )
     return f'<svg class="plot-area" aria-hidden="true">{labels}</svg>'

@@ -78,7 +78,7 @@ def numbers_table(rows: Sequence[Json], unit: Unit) -> str:
 
 
 def facts_list(facts: Mapping[str, Any]) -> str:
-    """Names and values, nested ones in one line, unknown ones left out; a command stands as it has to be typed."""
+    """Names and values, nested ones in brackets, unknown ones left out; a command stands as it has to be typed."""
     entries = []
     for key, value in facts.items():
         text = escape(_fact_text(key, value))
@@ -92,8 +92,8 @@ def _fact_text(key: str, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping):
-        texts = ((_fact_name(name), _fact_text(name, one)) for name, one in value.items())
-        return ", ".join(f"{name} {text}" for name, text in texts if text)
+        texts = ((_fact_name(name), _fact_text(name, one), isinstance(one, Mapping)) for name, one in value.items())
+        return ", ".join(f"{name} ({text})" if nested else f"{name} {text}" for name, text, nested in texts if text)
     if isinstance(value, (list, tuple)):
         return ", ".join(_fact_text(key, one) for one in value)
     if key.endswith(_BYTES):
