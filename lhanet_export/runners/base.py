@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Runner(Protocol):
     def infer(self, image: np.ndarray) -> np.ndarray:
         """The output for a volume (N,1,D,H,W) float32; a size out of range raises `RefusedInput`."""
 
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+    def slots(self, shape: tuple[int, ...], count: int) -> Sequence[Slot]:
         """Buffers for `count` batches of a shape (N,1,D,H,W) under way at a time, in the order in which they start.
 
         Those of another shape that were made before are of no use any more. Raises `RefusedInput` for a size out of
@@ -68,7 +68,7 @@ class HostRunner(ABC):
     def infer(self, image: np.ndarray) -> np.ndarray:
         """As a `Runner` does."""
 
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+    def slots(self, shape: tuple[int, ...], count: int) -> Sequence[Slot]:
         """Host memory for batches of a shape (N,1,D,H,W)."""
         return [_HostSlot(self.infer, shape) for _ in range(count)]
 

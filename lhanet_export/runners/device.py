@@ -55,6 +55,9 @@ class Device(Protocol):
     def wait(self, event: Any) -> None:
         """Let this thread wait for an event."""
 
+    def seconds(self, enqueue: Callable[[], object], stream: Stream) -> float:
+        """Wait until nothing is under way, and say how long what `enqueue` puts on a stream takes there alone."""
+
     def captured(self, enqueue: Callable[[], bool]) -> Callable[[], None] | None:
         """What `enqueue` puts on `compute`, as one CUDA graph to be put there again; None if it cannot be captured."""
 
@@ -98,6 +101,15 @@ class TorchDevice:
 
     def wait(self, event: Any) -> None:
         event.synchronize()
+
+    def seconds(self, enqueue: Callable[[], object], stream: Stream) -> float:
+        begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._torch.cuda.synchronize()
+        begin.record(self._streams[stream])
+        enqueue()
+        end.record(self._streams[stream])
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000
 
     def captured(self, enqueue: Callable[[], bool]) -> Callable[[], None] | None:
         torch, stream = self._torch, self._streams["compute"]

@@ -18,9 +18,9 @@ from lhanet_export.engine.backends import BACKENDS, load_module
 from lhanet_export.engine.gpu import Gpu, find_gpus
 from lhanet_export.engine.manifest import read_manifest
 from lhanet_export.errors import EnvironmentLacks, RefusedInput
-from lhanet_export.runners.base import Slot, size_of_volumes
+from lhanet_export.runners.base import size_of_volumes
 from lhanet_export.runners.device import Device, TorchDevice
-from lhanet_export.runners.tensorrt_session import Session
+from lhanet_export.runners.tensorrt_session import EngineSlot, Session
 
 
 class TensorRTRunner:
@@ -71,7 +71,7 @@ class TensorRTRunner:
             parts.append(slot.wait().copy())
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def slots(self, shape: tuple[int, ...], count: int) -> list[Slot]:
+    def slots(self, shape: tuple[int, ...], count: int) -> list[EngineSlot]:
         """Buffers for `count` batches of a shape (N,1,D,H,W): page-locked memory, and copies beside the engine's work.
 
         `infer` uses the first of them, and makes others for another shape; then these cannot be started any more.
@@ -80,7 +80,7 @@ class TensorRTRunner:
         smallest, largest = session.batches(profile)
         if not smallest <= shape[0] <= largest:
             raise RefusedInput(f"{self._path} takes {smallest} to {largest} volumes at a time, not {shape[0]}")
-        return list(session.slots(shape, profile, count))
+        return session.slots(shape, profile, count)
 
     def _opened_for(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Session, int]:
         """The session, and the profile that serves a shape."""

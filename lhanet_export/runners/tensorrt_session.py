@@ -21,7 +21,7 @@ from lhanet_export.engine.backends import Backend, ErrorLog, element_type, is_ou
 from lhanet_export.engine.manifest import EngineFacts, verify_engine_bytes
 from lhanet_export.engine.plan import INPUT_NAME
 from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory, RefusedInput
-from lhanet_export.runners.device import Device
+from lhanet_export.runners.device import Device, Stream
 from lhanet_export.runners.kernel_cache import KernelCache
 
 logger = logging.getLogger(__name__)
@@ -114,9 +114,7 @@ class Session:
 
     def start(self, slot: EngineSlot) -> None:
         """Put a slot's windows, the engine's work on them and the scores' way back in line."""
-        lane = slot.lane
-        if lane is not self._lane:
-            raise ValueError("slots of another shape were made after this one")
+        lane = self._lane_of(slot)
         try:
             lane.bring(slot.windows)
             self._run(lane)
@@ -146,6 +144,28 @@ class Session:
         except RuntimeError as error:
             raise self._explained(error, slot.lane.shape) from error
         return slot.scores.numpy()
+
+    def network_seconds(self, slot: EngineSlot) -> float:
+        """How long the engine takes for the windows that were brought last, once more, without any copy."""
+        lane = self._lane_of(slot)
+        return self._timed(lambda: self._run(lane), "compute", lane)
+
+    def copy_seconds(self, slot: EngineSlot) -> float:
+        """How long a slot's windows take to the GPU, and its scores back, one after the other."""
+        lane = self._lane_of(slot)
+        coming = self._timed(lambda: self._device.copy(slot.windows, lane.arriving, "in"), "in", lane)
+        return coming + self._timed(lambda: self._device.copy(lane.leaving, slot.scores, "out"), "out", lane)
+
+    def _timed(self, enqueue: Callable[[], None], stream: Stream, lane: _Lane) -> float:
+        try:
+            return self._device.seconds(enqueue, stream)
+        except RuntimeError as error:
+            raise self._explained(error, lane.shape) from error
+
+    def _lane_of(self, slot: EngineSlot) -> _Lane:
+        if slot.lane is not self._lane:
+            raise ValueError("slots of another shape were made after this one")
+        return slot.lane
 
     def _check_validity(self, trt: Any, runtime: Any, raw: bytes) -> None:
         """Ask TensorRT whether this engine can run here. It reads the header only: no substitute for the hash."""
@@ -205,8 +225,8 @@ class _Lane:
         self.shape, self.output_shape, self.output_dtype = shape, output_shape, output_dtype
         self.input = device.allocate(shape, dtype)
         self.output = device.allocate(output_shape, output_dtype)
-        self._arriving = device.allocate(shape, "float32")
-        self._leaving = device.allocate(output_shape, output_dtype)
+        self.arriving = device.allocate(shape, "float32")
+        self.leaving = device.allocate(output_shape, output_dtype)
         self._taken: Any = None
         self._left: Any = None
         self.runs = 0
@@ -218,9 +238,9 @@ class _Lane:
         device = self._device
         if self._taken is not None:
             device.after(self._taken, "in")
-        device.copy(windows, self._arriving, "in")
+        device.copy(windows, self.arriving, "in")
         device.after(device.mark("in"), "compute")
-        device.copy(self._arriving, self.input, "compute")
+        device.copy(self.arriving, self.input, "compute")
         self._taken = device.mark("compute")
 
     def fetch(self, scores: Any) -> Any:
@@ -228,9 +248,9 @@ class _Lane:
         device = self._device
         if self._left is not None:
             device.after(self._left, "compute")
-        device.copy(self.output, self._leaving, "compute")
+        device.copy(self.output, self.leaving, "compute")
         device.after(device.mark("compute"), "out")
-        device.copy(self._leaving, scores, "out")
+        device.copy(self.leaving, scores, "out")
         self._left = device.mark("out")
         return self._left
 
@@ -255,3 +275,11 @@ class EngineSlot:
         if self.done is None:
             raise ValueError("the slot was not started")
         return self._session.wait(self)
+
+    def network_seconds(self) -> float:
+        """How long the engine takes for the windows that were started last, once more, without any copy."""
+        return self._session.network_seconds(self)
+
+    def copy_seconds(self) -> float:
+        """How long `image` takes to the GPU and the scores back, one after the other."""
+        return self._session.copy_seconds(self)

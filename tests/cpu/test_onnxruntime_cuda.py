@@ -40,6 +40,7 @@ class FakeOnnxRuntime:
         self.calls.append(providers)
         return SimpleNamespace(
             get_providers=lambda: [CUDA] if self._loads else ["CPUExecutionProvider"],
+            get_inputs=lambda: [SimpleNamespace(name="image")],
             get_outputs=lambda: [SimpleNamespace(name="logits")],
             io_binding=lambda: _Binding(self),
             run_with_iobinding=self._run,
@@ -54,13 +55,14 @@ class FakeOnnxRuntime:
     def _run(self, binding: Any) -> None:
         if self._fault:
             raise RuntimeError(self._fault)
-        binding.result = 2 * binding.image.array
+        binding.result, binding.finished = 2 * binding.image.array, False
 
 
 class _Binding:
     def __init__(self, module: FakeOnnxRuntime) -> None:
         self.image: Any = None
         self.result = np.empty(0)
+        self.finished = False
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
         assert name == "image"
@@ -69,7 +71,11 @@ class _Binding:
     def bind_output(self, name: str, device: str) -> None:
         assert (name, device) == ("logits", "cuda")
 
+    def synchronize_outputs(self) -> None:
+        self.finished = True
+
     def copy_outputs_to_cpu(self) -> list[np.ndarray]:
+        assert self.finished
         return [self.result]
 
 

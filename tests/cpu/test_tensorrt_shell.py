@@ -342,6 +342,14 @@ class FakeDevice:
             if not isinstance(work, int):
                 work()
 
+    def seconds(self, enqueue: Any, stream: str) -> float:
+        """What was put on the stream, a second each; nothing else may be under way."""
+        assert all(isinstance(work, int) for line in self._lines.values() for work in line)
+        enqueue()
+        taken = float(len([work for work in self._lines[stream] if not isinstance(work, int)]))
+        self.wait(self.mark(stream))
+        return taken
+
     def captured(self, enqueue: Any) -> Any:
         self._trt.calls.append("capture")
         if "capture" in self._trt.faults:
@@ -399,6 +407,23 @@ def runner_of(engine: Path, trt: FakeTensorRT, gpus: tuple[Gpu, ...] = (RTX_3060
 
 def image_of(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return np.random.default_rng(0).integers(-8, 8, shape).astype(np.float32)
+
+
+def test_the_network_and_the_copies_are_timed_apart(engine: Path) -> None:
+    trt = FakeTensorRT()
+    with runner_of(engine, trt) as runner:
+        (slot,) = runner.slots(SHAPE, 1)
+        slot.image[...] = image_of()
+        slot.start()
+        assert np.array_equal(slot.wait(), 2 * image_of())
+        trt.calls.clear()
+        assert slot.network_seconds() == 1 and trt.calls == ["execute"]
+        trt.calls.clear()
+        assert slot.copy_seconds() == 2 and trt.calls == ["copy in", "copy out"]
+        runner.slots((1, 1, 16, 16, 16), 1)
+        for timed in (slot.network_seconds, slot.copy_seconds):
+            with pytest.raises(ValueError, match="another shape"):
+                timed()
 
 
 def test_the_order_of_things(engine: Path) -> None:
