@@ -146,6 +146,19 @@ def reset_peak_resident(root: Path = _ROOT) -> None:
         raise EnvironmentLacks(f"peak memory cannot be reset through {path}: {error}") from error
 
 
+def available_bytes(device: str, root: Path = _ROOT) -> int | None:
+    """Memory that a new process could have on `cpu` or `cuda` (the first GPU); None where nobody tells."""
+    if device == "cuda":
+        found = gpu_conditions()
+        if found is None or found.total_bytes is None or found.used_bytes is None:
+            return None
+        return found.total_bytes - found.used_bytes
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def _conditions(library: Any, device: ctypes.c_void_p) -> GpuConditions:
     memory = _asked(library, "nvmlDeviceGetMemoryInfo", _Memory(), device)
     busy = _asked(library, "nvmlDeviceGetUtilizationRates", _Utilization(), device)

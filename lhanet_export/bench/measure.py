@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,15 +18,19 @@ from typing import Any
 import numpy as np
 
 from lhanet_export.bench import worker
-from lhanet_export.bench.candidates import REFERENCE, Candidate, flag_of
+from lhanet_export.bench.candidates import Candidate, DeviceKind, flag_of
+from lhanet_export.bench.conditions import available_bytes, gpu_conditions
 from lhanet_export.bench.result import Bench, Device, Row, Skipped
-from lhanet_export.errors import EnvironmentLacks, RefusedInput
+from lhanet_export.engine.gpu import find_gpus
+from lhanet_export.errors import EnvironmentLacks, OutOfMemory, RefusedInput
 from lhanet_export.progress import SILENT, Progress
 from lhanet_export.shapes import Shape, format_shape
 from lhanet_export.verify.inputs import RuleCase
 from lhanet_export.verify.metrics import difference
 
-_PACKAGES = ("torch", "onnxruntime-gpu", "openvino", "numpy")
+_PACKAGES = ("torch", "onnxruntime-gpu", "openvino", "tensorrt-rtx", "tensorrt", "numpy")
+#: What a candidate may end with that says something about it or the machine, not about us.
+_FAILURES = (RefusedInput, EnvironmentLacks, BrokenProcessPool, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class Plan:
     checkpoint: Path
     identity: Mapping[str, Any]
     shape: Shape
+    device: DeviceKind
     threads: int
     rounds: int
     volumes: int
@@ -52,8 +58,14 @@ class _Running:
     opening_peak_bytes: int
     first_seconds: float
     seconds: list[float] = field(default_factory=list)
+    copies: list[float] = field(default_factory=list)
+    conditions: dict[str, Mapping[str, float]] = field(default_factory=dict)
     relative_l2: float = 0.0
     label_agreement: float = 1.0
+
+    def peak(self) -> worker.Memory:
+        """What its process says of its memory."""
+        return self.process.submit(worker.running_peak).result()
 
 
 def measure(
@@ -63,105 +75,177 @@ def measure(
 
     Each has a process of its own, so that its memory is its own. They are asked in turn for one inference each, round
     by round, and one that is not asked leaves the cores alone: what else happens on the machine meets all of them
-    alike. No inference is left out. Raises `EnvironmentLacks` where peak memory cannot be read, and if the reference
-    itself fails.
+    alike. No inference is left out. Those that have no room beside the others are measured after them, again in turn
+    with the reference. Raises `EnvironmentLacks` where peak memory cannot be read, and if the reference itself fails.
     """
     if not Path("/proc/self/clear_refs").exists():
         raise EnvironmentLacks("peak memory is read from Linux's /proc, which is not here")
     worker.be_quiet()
+    reference, *waiting = candidates
+    rows: list[Row] = []
     failed: list[Skipped] = []
-    cases = [RuleCase(shape=plan.shape, kind="bodies", seed=seed) for seed in range(plan.volumes)]
-    task = worker.Task(checkpoint=plan.checkpoint, case=cases[0], threads=plan.threads)
-    with ExitStack() as stack:
-        running: list[_Running] = []
-        for candidate in candidates:
-            with progress.step(f"open {candidate.name}"):
-                try:
-                    running.append(_started(candidate, task, stack))
-                except (RefusedInput, EnvironmentLacks, BrokenProcessPool, RuntimeError) as error:
-                    if candidate.name == REFERENCE:
-                        raise EnvironmentLacks(f"the reference, {REFERENCE}, did not run: {error}") from error
-                    failed.append(Skipped(name=candidate.name, reason=f"it did not run: {_first_line(error)}"))
-        with progress.step(f"{plan.rounds} rounds at {format_shape(plan.shape)}", total=plan.rounds) as advance:
-            for _ in range(plan.rounds):
-                for one in running:
-                    one.seconds.append(one.process.submit(worker.timed_inference).result())
-                advance(1)
-        peaks = [one.process.submit(worker.running_peak_bytes).result() for one in running]
-        with progress.step(f"compare on {plan.volumes} volumes", total=plan.volumes) as advance:
-            for case in cases:
-                _compare(case, running, folder)
-                advance(1)
+    while waiting or not rows:
+        with ExitStack() as stack:
+            group = _Group(plan, stack, failed, progress)
+            later = group.open(reference, waiting)
+            group.take_turns()
+            peaks = [one.peak() for one in group.running]
+            group.compare(folder)
+            found = [_row(one, group.running[0], peak) for one, peak in zip(group.running, peaks, strict=True)]
+        rows += found[1:] if rows else found
+        waiting = [*later, *group.without_room]
     return Bench(
         date=date.today().isoformat(),
         command=plan.command,
         machine=dict(_versions()),
-        device=cpu(),
+        device=device_of(plan.device),
         checkpoint=plan.identity,
         shape=plan.shape,
         threads=plan.threads,
         rounds=plan.rounds,
-        rows=[_row(one, peak) for one, peak in zip(running, peaks, strict=True)],
+        volumes=plan.volumes,
+        rows=rows,
         skipped=[*skipped, *failed],
         work=plan.work,
     )
 
 
-def _started(candidate: Candidate, task: worker.Task, stack: ExitStack) -> _Running:
-    process = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-    ready = process.submit(worker.open_candidate, candidate, task).result()
-    return _Running(
-        candidate=candidate,
-        process=process,
-        ready_seconds=ready,
-        opening_peak_bytes=process.submit(worker.opening_peak_bytes).result(),
-        first_seconds=process.submit(worker.timed_inference).result(),
-    )
+class _Group:
+    """Candidates whose processes are up at the same time, the reference first."""
+
+    def __init__(self, plan: Plan, stack: ExitStack, failed: list[Skipped], progress: Progress) -> None:
+        self._plan, self._stack, self._failed, self._progress = plan, stack, failed, progress
+        self._cases = [RuleCase(shape=plan.shape, kind="bodies", seed=seed) for seed in range(plan.volumes)]
+        self.running: list[_Running] = []
+        #: Those that ran out of memory beside others, and may have room without them.
+        self.without_room: list[Candidate] = []
+
+    def open(self, reference: Candidate, waiting: Sequence[Candidate]) -> list[Candidate]:
+        """Start the reference and as many others as there is room for; the rest of them is returned."""
+        try:
+            self.running.append(self._started(reference))
+        except _FAILURES as error:
+            raise EnvironmentLacks(f"the reference, {reference.name}, did not run: {_first_line(error)}") from error
+        for index, candidate in enumerate(waiting):
+            if len(self.running) > 1 and not self._has_room():
+                return list(waiting[index:])
+            try:
+                self.running.append(self._started(candidate))
+            except _FAILURES as error:
+                self._give_up(candidate, error)
+        return []
+
+    def take_turns(self) -> None:
+        """All rounds; one that fails leaves."""
+        plan, on_gpu = self._plan, self._plan.device == "cuda"
+        with self._progress.step(f"{plan.rounds} rounds at {format_shape(plan.shape)}", total=plan.rounds) as advance:
+            for turn in range(plan.rounds):
+                for one in list(self.running):
+                    try:
+                        one.seconds.append(one.process.submit(worker.timed_inference, on_gpu).result())
+                        copies = one.process.submit(worker.copy_seconds).result() if on_gpu else None
+                        if copies is not None:
+                            one.copies.append(copies)
+                        if turn in (0, plan.rounds - 1):
+                            when = "after" if turn else "before"
+                            one.conditions[when] = one.process.submit(worker.conditions).result()
+                    except _FAILURES as error:
+                        self._leave(one, error)
+                advance(1)
+
+    def compare(self, folder: Path) -> None:
+        """The worst errors of all candidates against the reference, over all volumes."""
+        with self._progress.step(f"compare on {len(self._cases)} volumes", total=len(self._cases)) as advance:
+            for case in self._cases:
+                reference: np.ndarray | None = None
+                for one in self.running:
+                    path = folder / "output.npy"
+                    one.process.submit(worker.save_inference, case, path).result()
+                    output = np.load(path)
+                    if reference is None:
+                        reference = output
+                        continue
+                    found = difference(case, reference, output, "logits", 0.0)
+                    assert found.relative_l2 is not None, "logits have a norm"
+                    one.relative_l2 = _worse(one.relative_l2, found.relative_l2)
+                    one.label_agreement = min(one.label_agreement, found.label_agreement)
+                advance(1)
+
+    def _started(self, candidate: Candidate) -> _Running:
+        plan = self._plan
+        task = worker.Task(
+            checkpoint=plan.checkpoint, case=self._cases[0], device=plan.device, threads=plan.threads
+        )  # fmt: skip
+        with self._progress.step(f"open {candidate.name}"):
+            process = self._stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+            return _Running(
+                candidate=candidate,
+                process=process,
+                ready_seconds=process.submit(worker.open_candidate, candidate, task).result(),
+                opening_peak_bytes=process.submit(worker.opening_peak_bytes).result(),
+                first_seconds=process.submit(worker.timed_inference).result(),
+            )
+
+    def _has_room(self) -> bool:
+        """Whether one more is likely to find the memory that it needs, and the others theirs when it is their turn."""
+        available = available_bytes(self._plan.device)
+        peaks = [one.peak() for one in self.running]
+        largest = max(peak.resident if self._plan.device == "cpu" else peak.process or 0 for peak in peaks)
+        return available is None or available > 2 * largest
+
+    def _leave(self, one: _Running, error: BaseException) -> None:
+        self.running.remove(one)
+        one.process.shutdown()
+        if not self.running or one.candidate == self.running[0].candidate:
+            raise EnvironmentLacks(f"the reference, {one.candidate.name}, did not run: {_first_line(error)}") from error
+        self._give_up(one.candidate, error)
+
+    def _give_up(self, candidate: Candidate, error: BaseException) -> None:
+        """For now, where there may be room without the others, or for good."""
+        if isinstance(error, OutOfMemory) and len(self.running) > 1:
+            self.without_room.append(candidate)
+        else:
+            self._failed.append(Skipped(name=candidate.name, reason=f"it did not run: {_first_line(error)}"))
 
 
-def _compare(case: RuleCase, running: Sequence[_Running], folder: Path) -> None:
-    """The errors of all candidates for one volume, against the first one's output."""
-    reference: np.ndarray | None = None
-    for one in running:
-        path = folder / "output.npy"
-        one.process.submit(worker.save_inference, case, path).result()
-        output = np.load(path)
-        if reference is None:
-            reference = output
-            continue
-        found = difference(case, reference, output, "logits", 0.0)
-        assert found.relative_l2 is not None, "logits have a norm"
-        one.relative_l2 = max(one.relative_l2, found.relative_l2)
-        one.label_agreement = min(one.label_agreement, found.label_agreement)
-
-
-def _row(one: _Running, peak: int) -> Row:
+def _row(one: _Running, reference: _Running, peak: worker.Memory) -> Row:
+    peak_bytes = peak.process or peak.allocator or peak.resident
     return Row(
         name=one.candidate.name,
         precision=one.candidate.precision,
+        network=one.candidate.network,
         seconds=tuple(one.seconds),
+        reference_seconds=float(np.median(reference.seconds)),
         ready_seconds=one.ready_seconds,
         first_seconds=one.first_seconds,
         opening_peak_bytes=one.opening_peak_bytes,
-        peak_bytes=peak,
-        peak_kind="resident",
+        peak_bytes=peak_bytes,
+        peak_kind="process" if peak.process else "allocator" if peak.allocator else "resident",
+        allocator_bytes=peak.allocator,
+        copy_seconds=float(np.median(one.copies)) if one.copies else None,
         disk_bytes=sum(path.stat().st_size for path in one.candidate.files) or None,
         relative_l2=one.relative_l2,
         label_agreement=one.label_agreement,
         flag=flag_of(one.candidate, version("torch")),
+        conditions=one.conditions,
     )
 
 
-def cpu() -> Device:
-    """This machine's CPU."""
-    import os
-
+def device_of(kind: DeviceKind) -> Device:
+    """This machine's CPU, or its first GPU."""
+    cores = os.cpu_count() or 1
+    if kind == "cuda":
+        gpu, found = find_gpus()[0], gpu_conditions()
+        return Device(
+            kind="cuda", name=gpu.name, cores=cores, memory_bytes=gpu.memory_bytes,
+            driver=found.driver if found else None, compute_capability=gpu.compute_capability,
+        )  # fmt: skip
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return Device(
         kind="cpu",
         name=names[0] if names else platform.machine(),
-        cores=os.cpu_count() or 1,
+        cores=cores,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
 
@@ -174,6 +258,11 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield name, version(name)
         except PackageNotFoundError:
             continue
+
+
+def _worse(one: float, other: float) -> float:
+    """The larger error; what is not a number is worst of all."""
+    return float(np.maximum(one, other))
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lhanet_export.bench.proof import proof_section
 from lhanet_export.bench.result import SCHEMA
 from lhanet_export.bench.style import style_sheet
 from lhanet_export.bench.svg import Bar, Line, line_chart, share_axis, share_bars
@@ -44,17 +45,19 @@ _PEAK_KINDS = {
     "process": "the process's GPU memory as the driver counts it (process)",
 }
 
+#: Number formats of a floor, as a reader says them.
+_FORMATS = {
+    "fp32": "FP32", "fp16": "FP16, adding up in FP32", "fp16-fp16": "FP16, adding up in FP16", "int8": "INT8",
+}  # fmt: skip
+
 Json = Mapping[str, Any]
 
 
-def report_html(
-    benches: Sequence[Json], *, roofline: Sequence[Json] | None = None, scaling: Json | None = None, title: str
-) -> str:
+def report_html(benches: Sequence[Json], *, scaling: Json | None = None, proof: Json | None = None, title: str) -> str:
     """The page for benches, in the order given; the same values make the same text.
 
-    `roofline` has the values of `roofline.roofline` and perhaps `floor_seconds_rtx3060` for each row. `scaling` has
-    `points` (`name`, `voxels`, `seconds`, `peak_bytes`) and `fits` (the values of `scaling.scaling`). Raises
-    `RefusedInput` where there is no bench, one without a row, or one of another schema.
+    Benches and `scaling` are those of `run.facts_of`, `proof` is the manifest that `deploy` wrote, all as JSON values.
+    Raises `RefusedInput` where there is no bench, one without a row, or one of another schema.
     """
     if not benches or not all(bench.get("rows") for bench in benches):
         raise RefusedInput("a report needs at least one bench, and each bench at least one row")
@@ -66,9 +69,10 @@ def report_html(
         f"<h1>{escape(title)}</h1>",
         f'<p class="lead">{escape(f"On {_device(largest)}, {_result(largest)}.")}</p>',
         f'<p class="aside">{escape(f"{_not_counted(largest)} {_method(largest)}".strip())}</p>',
+        *([proof_section(proof)] if proof is not None else []),
         *(_bench_section(bench, alone=len(benches) == 1) for bench in benches),
         *([_scaling_section(scaling)] if scaling is not None else []),
-        *([_roofline_section(roofline)] if roofline is not None else []),
+        *(_roofline_section(bench) for bench in benches if bench.get("roofline")),
         _skipped_section(benches),
         _repeat_section(benches),
     ]
@@ -135,9 +139,9 @@ def _not_counted(bench: Json) -> str:
 
 
 def _bench_section(bench: Json, *, alone: bool) -> str:
-    rows, reference = bench["rows"], bench["rows"][0]
+    rows = bench["rows"]
     unit = _unit(bench)
-    bars = [_bars(row, reference, unit) for row in rows]
+    bars = [_bars(row, unit) for row in rows]
     top = min(LONGEST_SHARE, max(1.0, *(bar.reach for both in bars for bar in both)))
     items = [
         '<li class="axis"><div class="who"><span class="key time"></span>time'
@@ -166,9 +170,9 @@ def _bench_section(bench: Json, *, alone: bool) -> str:
     )
 
 
-def _bars(row: Json, reference: Json, unit: Unit) -> list[Bar]:
-    """Time and memory of a row as shares of the reference's."""
-    whole = number(reference["median_seconds"])
+def _bars(row: Json, unit: Unit) -> list[Bar]:
+    """Time and memory of a row as shares of the reference's in the same rounds."""
+    whole = number(row["reference_seconds"])
     low, median, high = (
         None if value is None or not whole else value / whole
         for value in (number(row[key]) for key in ("p10_seconds", "median_seconds", "p90_seconds"))
@@ -210,7 +214,8 @@ def _remarks(bench: Json) -> str:
     memory = " or ".join(_PEAK_KINDS.get(kind, kind) for kind in kinds)
     text = (
         f"Times are of {bench['rounds']} single inferences of each row, none left out; p10 and p90 are their 10th and "
-        f"90th percentiles. Peak memory is {memory}. Errors are against the first row."
+        f"90th percentiles. Peak memory is {memory}. Errors are against the first row, the worst of {bench['volumes']} "
+        f"volume{'' if bench['volumes'] == 1 else 's'}."
     )
     if bench["device"]["kind"] == "cpu":
         text += " On a CPU there are no copies to a card."
@@ -270,25 +275,28 @@ def _tick_text(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.10g}"
 
 
-def _roofline_section(rows: Sequence[Json]) -> str:
+def _roofline_section(bench: Json) -> str:
     columns = {
         "Achieved TFLOP/s": lambda row: figure(row["achieved_tflops"]),
         "Achieved GB/s": lambda row: figure(row["achieved_gbps"]),
         "Share of the card's peak": lambda row: percent(row["share_of_peak"]),
-        "Bound by": lambda row: row.get("bound") or NOT_MEASURED,
-        "Floor on an RTX 3060": lambda row: _floor(row.get("floor_seconds_rtx3060")),
+        "Bound by": lambda row: row["bound"] or NOT_MEASURED,
     }
+    floors = [{"name": _FORMATS.get(one["precision"], one["precision"]), **one} for one in bench["floors"]]
+    floor_columns = {
+        "At least": lambda row: time_unit(number(row["seconds"])).text(row["seconds"]),
+        "Bound by": lambda row: row["bound"],
+    }
+    card = escape(bench["floors"][0]["card"])
     return (
-        "<section>\n<h2>How near the hardware's limits</h2>\n"
-        '<p class="note">Operations and bytes of the counted graph, divided by the median time. The bytes are an upper '
-        "estimate: a runtime that fuses nodes moves less. The floor is computed from the peaks of an RTX 3060, not "
-        "measured: the time that the same work takes there at least.</p>\n"
-        f"{table(rows, columns)}\n</section>"
+        f"<section>\n<h2>How near the hardware's limits, {format_shape(bench['shape'])}</h2>\n"
+        '<p class="note">Operations and bytes of the layers that a row runs, divided by its median time. The bytes are '
+        "an upper estimate: a runtime that fuses nodes moves less.</p>\n"
+        f"{table(bench['roofline'], columns)}\n"
+        f"<h3>The least time of our graph on a {card}</h3>\n"
+        '<p class="note">Computed from the card\'s peaks, not measured.</p>\n'
+        f"{table(floors, floor_columns)}\n</section>"
     )
-
-
-def _floor(seconds: object) -> str:
-    return time_unit(number(seconds)).text(seconds)
 
 
 def _skipped_section(benches: Sequence[Json]) -> str:

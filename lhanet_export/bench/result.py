@@ -29,29 +29,34 @@ class Device:
 class Row:
     """One baseline or model at one size: seconds of every timed inference in order, bytes, and errors against FP32.
 
-    `peak_bytes` is of the process's resident memory on a CPU (`peak_kind` "resident"), of torch's allocator or of the
-    whole process by NVML on a GPU ("allocator", "process"). `copy_seconds` is the median time of copies between host
-    and GPU, which are not in `seconds`; None on a CPU. `flag` says what is known to be wrong with a baseline.
+    `network` says whether the layers are those of the network `as-trained` or `ours`, rewritten. `reference_seconds` is
+    the median of the reference in the same rounds. `copy_seconds` is the median time of copies between host and GPU,
+    which are not in `seconds`; None on a CPU. `flag` says what is known to be wrong with a baseline.
     """
 
     name: str
     precision: str
+    network: Literal["as-trained", "ours"]
     seconds: tuple[float, ...]
+    reference_seconds: float
     #: From nothing to ready for the first inference, and the first inference itself.
     ready_seconds: float
     first_seconds: float
     #: The most memory until then; None where it was not looked at.
     opening_peak_bytes: int | None = None
     peak_bytes: int
-    peak_kind: Literal["resident", "allocator", "process"]
-    process_bytes: int | None = None
+    #: What that is of: a process's resident memory, on a GPU the whole process by NVML, or torch's allocator alone.
+    peak_kind: Literal["resident", "process", "allocator"]
+    #: The most that torch's allocator held on a GPU; None for what does not use it.
+    allocator_bytes: int | None = None
     copy_seconds: float | None = None
     disk_bytes: int | None = None
+    #: The worst of the volumes that outputs were compared on.
     relative_l2: float
     label_agreement: float
     flag: str | None = None
-    #: Clocks in MHz and temperature in degrees Celsius before and after, where the driver tells.
-    conditions: Mapping[str, float] = field(default_factory=dict)
+    #: Clocks in MHz, degrees Celsius, load and the like `before` and `after` the rounds, where driver or system tell.
+    conditions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def median_seconds(self) -> float:
@@ -65,8 +70,11 @@ class Row:
         """All fields, and what follows from them for a volume of `shape`."""
         return asdict(self) | {
             "seconds": list(self.seconds),
-            "conditions": dict(self.conditions),
+            # JSON has no number for what overflowed.
+            "relative_l2": self.relative_l2 if np.isfinite(self.relative_l2) else None,
+            "conditions": {when: dict(numbers) for when, numbers in self.conditions.items()},
             "median_seconds": self.median_seconds,
+            "speedup": self.reference_seconds / self.median_seconds,
             "p10_seconds": self.percentile_seconds(10),
             "p90_seconds": self.percentile_seconds(90),
             "voxels_per_second": int(np.prod(shape)) / self.median_seconds,
@@ -85,7 +93,8 @@ class Skipped:
 class Bench:
     """Rows of one size on one machine; the first row is the reference, eager FP32.
 
-    `work` has `multiply_adds` and `moved_bytes` of our graph and `multiply_adds_as_trained`, at `shape`.
+    `work` has `multiply_adds`, `moved_bytes`, `weight_bytes`, `input_bytes` and `output_bytes` of our graph at `shape`,
+    and `multiply_adds_as_trained`.
     """
 
     date: str
@@ -96,29 +105,28 @@ class Bench:
     shape: Shape
     threads: int
     rounds: int
+    volumes: int
     rows: Sequence[Row]
     skipped: Sequence[Skipped]
     work: Mapping[str, int]
 
-    def as_json(self) -> dict[str, Any]:
-        """The facts as JSON values, with the speed-up over the first row and its share of that row's peak memory."""
+    def share_of_peak_memory(self, row: Row) -> float | None:
+        """A row's peak memory as a share of the reference's; None if they are not peaks of the same kind."""
         first = self.rows[0]
-        rows = [
-            row.as_json(self.shape)
-            | {
-                "speedup": first.median_seconds / row.median_seconds,
-                "share_of_peak_memory": row.peak_bytes / first.peak_bytes,
-            }
-            for row in self.rows
-        ]
+        return row.peak_bytes / first.peak_bytes if row.peak_kind == first.peak_kind else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The facts as JSON values."""
         return {
             "schema": SCHEMA,
-            **{key: getattr(self, key) for key in ("date", "command", "threads", "rounds")},
+            **{key: getattr(self, key) for key in ("date", "command", "threads", "rounds", "volumes")},
             "machine": dict(self.machine),
             "device": asdict(self.device),
             "checkpoint": dict(self.checkpoint),
             "shape": list(self.shape),
-            "rows": rows,
+            "rows": [
+                row.as_json(self.shape) | {"share_of_peak_memory": self.share_of_peak_memory(row)} for row in self.rows
+            ],
             "not_measured": [asdict(one) for one in self.skipped],
             "work": dict(self.work),
         }

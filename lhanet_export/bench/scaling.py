@@ -24,14 +24,27 @@ class Point:
     bytes: int
 
 
-def scalings(benches: Sequence[Bench]) -> list[dict[str, Any]]:
-    """The `scaling` of each row that was measured at two sizes or more, in the order of first appearance."""
+def scalings(benches: Sequence[Bench]) -> dict[str, Any] | None:
+    """Points and `scaling` of each row that was measured at two sizes or more; None if none was.
+
+    As JSON values: `points` (`name`, `voxels`, `seconds`, `peak_bytes`) and `fits`, in the order of first appearance.
+    """
     points: dict[str, list[Point]] = defaultdict(list)
     for bench in benches:
         for row in bench.rows:
             point = Point(voxels=math.prod(bench.shape), seconds=row.median_seconds, bytes=row.peak_bytes)
             points[row.name].append(point)
-    return [scaling(name, found) for name, found in points.items() if len({point.voxels for point in found}) > 1]
+    several = {name: found for name, found in points.items() if len({point.voxels for point in found}) > 1}
+    if not several:
+        return None
+    return {
+        "points": [
+            {"name": name, "voxels": point.voxels, "seconds": point.seconds, "peak_bytes": point.bytes}
+            for name, found in several.items()
+            for point in found
+        ],
+        "fits": [scaling(name, found) for name, found in several.items()],
+    }
 
 
 def scaling(name: str, points: Sequence[Point]) -> dict[str, Any]:

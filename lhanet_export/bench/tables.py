@@ -60,7 +60,7 @@ def numbers_table(rows: Sequence[Json], unit: Unit) -> str:
     if len({row["peak_kind"] for row in rows}) > 1:
         columns["Memory of"] = column("peak_kind", str)
     perhaps = {
-        "Process (MB)": ("process_bytes", MEGABYTES.bare),
+        "Torch's allocator (MB)": ("allocator_bytes", MEGABYTES.bare),
         "Ready after (s)": ("ready_seconds", SECONDS.bare),
         "First call (s)": ("first_seconds", SECONDS.bare),
         "Peak until then (MB)": ("opening_peak_bytes", MEGABYTES.bare),

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lhanet_export.bench.candidates import Candidate
-from lhanet_export.bench.conditions import peak_resident_bytes, reset_peak_resident
+from lhanet_export.bench.candidates import Candidate, DeviceKind
+from lhanet_export.bench.conditions import cpu_conditions, gpu_conditions, peak_resident_bytes, reset_peak_resident
+from lhanet_export.engine.backends import is_out_of_memory
+from lhanet_export.errors import OutOfMemory
 from lhanet_export.verify.inputs import RuleCase
 
 if TYPE_CHECKING:
     from lhanet_export.runners.openvino_ import Precision
+    from lhanet_export.runners.tensorrt_session import EngineSlot
 
-Infer = Callable[[np.ndarray], np.ndarray]
 #: Has OpenMP's threads (GNU's and Intel's), which are PyTorch's, sleep between two pieces of work; otherwise they spin
 #: on cores that another candidate is being timed on.
 QUIET = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
@@ -31,25 +33,68 @@ QUIET = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every candidate gets: the checkpoint's file, the volume, and how many threads."""
+    """What every candidate gets: the checkpoint's file, the volume, where it runs, and how many threads of the CPU."""
 
     checkpoint: Path
     case: RuleCase
+    device: DeviceKind
     threads: int
 
 
-#: The child's candidate and volume, from `open_candidate` on; open until its process ends.
-_open = ExitStack()
-_infer: Infer
-_image: np.ndarray
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak bytes since a candidate was opened; None where nobody tells, or where there is no GPU.
+
+    `process` is the GPU's memory of the whole process as the driver counts it, `allocator` that of torch's allocator.
+    """
+
+    resident: int
+    process: int | None = None
+    allocator: int | None = None
+
+
+class Way(Protocol):
+    """A candidate that is ready to run, and one volume (N,1,D,H,W) that it is timed on."""
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """The logits (N,K,D,H,W) of another volume of the same size."""
+
+    def seconds(self) -> float:
+        """The time of one inference; on a GPU of the network alone, without copies."""
+
+    def copy_seconds(self) -> float | None:
+        """The time of the copies to a GPU and back; None on a CPU."""
+
+    def allocator_bytes(self) -> int | None:
+        """The most that torch's allocator held on a GPU; None for what does not use it."""
+
+    def count_memory_from_here(self) -> None:
+        """What was needed to open the candidate does not count any more."""
+
+    def rest(self) -> None:
+        """Give memory back that the next inference can ask for again."""
+
+
+class _Opened:
+    """The child's candidate, from `open_candidate` on; open until its process ends."""
+
+    way: Way
+    on_gpu = False
+    #: Memory of the GPU in use before anything of this process was there.
+    used_before = 0
+    process_peak: int | None = None
+    stack = ExitStack()
 
 
 def open_candidate(candidate: Candidate, task: Task) -> float:
     """Make this process run one candidate; the seconds until it was ready for its first inference."""
-    global _infer, _image
+    _Opened.on_gpu = task.device == "cuda"
+    found = gpu_conditions() if _Opened.on_gpu else None
+    _Opened.used_before = (found.used_bytes or 0) if found else 0
+    image = task.case.image
     started = time.perf_counter()
-    _image = task.case.image
-    _infer = _OPENERS[candidate.kind](candidate, task)
+    with _memory_named():
+        _Opened.way = _OPENERS[candidate.kind](candidate, task, image)
     return time.perf_counter() - started
 
 
@@ -57,96 +102,210 @@ def opening_peak_bytes() -> int:
     """The most resident memory until now; counting starts again after it."""
     peak = peak_resident_bytes()
     reset_peak_resident()
+    _Opened.way.count_memory_from_here()
     return peak
 
 
-def timed_inference() -> float:
-    """Seconds of one inference, volume and output in main memory."""
-    started = time.perf_counter()
-    _infer(_image)
-    return time.perf_counter() - started
+def timed_inference(warm_up: bool = False) -> float:
+    """Seconds of one inference, after an untimed one if the others' turns have left clocks or memory behind."""
+    with _memory_named():
+        if warm_up:
+            _Opened.way.seconds()
+        seconds = _Opened.way.seconds()
+    _look_at_memory()
+    _Opened.way.rest()
+    return seconds
+
+
+def copy_seconds() -> float | None:
+    """Seconds of the copies between host and GPU; None on a CPU."""
+    seconds = _Opened.way.copy_seconds()
+    _Opened.way.rest()
+    return seconds
 
 
 def save_inference(case: RuleCase, target: Path) -> None:
     """Write the output for another volume of the same size into a file."""
-    np.save(target, _infer(case.image))
+    with _memory_named():
+        np.save(target, _Opened.way.infer(case.image))
+    _Opened.way.rest()
 
 
-def running_peak_bytes() -> int:
-    """The most resident memory since `opening_peak_bytes`, mapped files included."""
-    return peak_resident_bytes()
+def running_peak() -> Memory:
+    """The most memory since `opening_peak_bytes`, mapped files included."""
+    return Memory(resident=peak_resident_bytes(), process=_Opened.process_peak, allocator=_Opened.way.allocator_bytes())
 
 
-def _eager(candidate: Candidate, task: Task) -> Infer:
+def conditions() -> Mapping[str, float]:
+    """Clocks, temperature and load now, as far as they are known."""
+    if not _Opened.on_gpu:
+        return {name: value for name, value in asdict(cpu_conditions()).items() if value is not None}
+    found = gpu_conditions()
+    return found.numbers() if found else {}
+
+
+def be_quiet() -> None:
+    """Set what children inherit, before they start."""
+    os.environ.update(QUIET)
+
+
+def _look_at_memory() -> None:
+    """Note what the driver counts for this process; it does not keep a peak, but nothing was given back yet."""
+    found = gpu_conditions() if _Opened.on_gpu else None
+    if found is None:
+        return
+    # In containers the driver does not know processes by their number; then what came since it was empty is ours,
+    # because the others' memory does not change while it is not their turn.
+    now = found.process_bytes
+    if now is None and found.used_bytes is not None:
+        now = found.used_bytes - _Opened.used_before
+    if now is not None:
+        _Opened.process_peak = max(now, _Opened.process_peak or 0)
+
+
+@contextmanager
+def _memory_named() -> Iterator[None]:
+    """An error of torch's about memory becomes ours, which the parent process knows without torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(str(error)):
+            raise OutOfMemory(str(error).partition("\n")[0]) from error
+        raise
+
+
+class _OnHost:
+    """What computes on the CPU when it is called."""
+
+    def __init__(self, infer: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> None:
+        self.infer = infer
+        self._image = image
+
+    def seconds(self) -> float:
+        started = time.perf_counter()
+        self.infer(self._image)
+        return time.perf_counter() - started
+
+    def copy_seconds(self) -> float | None:
+        return None
+
+    def allocator_bytes(self) -> int | None:
+        return None
+
+    def count_memory_from_here(self) -> None:
+        """Nothing but resident memory is counted."""
+
+    def rest(self) -> None:
+        """Nothing is held that another inference would not need."""
+
+
+class _InEngine(_OnHost):
+    """An engine; its memory is what the driver counts for the process."""
+
+    def __init__(self, slot: EngineSlot, image: np.ndarray) -> None:
+        super().__init__(self._infer, image)
+        self._slot = slot
+        self._infer(image)
+
+    def _infer(self, image: np.ndarray) -> np.ndarray:
+        self._slot.image[...] = image
+        self._slot.start()
+        return self._slot.wait().astype(np.float32)
+
+    def seconds(self) -> float:
+        return self._slot.network_seconds()
+
+    def copy_seconds(self) -> float | None:
+        return self._slot.copy_seconds()
+
+
+class _InOnnxRuntimeCuda(_OnHost):
+    """ONNX Runtime on a GPU, timed by the host's clock around calls that return when the GPU is done."""
+
+    def __init__(self, path: Path, image: np.ndarray, half_io: bool) -> None:
+        from lhanet_export.runners.onnxruntime_cuda import CudaSession
+
+        super().__init__(self._infer, image)
+        self._session = CudaSession(path)
+        self._half_io = half_io
+        self._bring(image)
+
+    def _infer(self, image: np.ndarray) -> np.ndarray:
+        self._bring(image)
+        self._session.run()
+        return self._session.fetch().astype(np.float32)
+
+    def seconds(self) -> float:
+        return _seconds_of(self._session.run)
+
+    def copy_seconds(self) -> float | None:
+        self._session.run()
+        return _seconds_of(lambda: self._bring(self._image)) + _seconds_of(self._session.fetch)
+
+    def _bring(self, image: np.ndarray) -> None:
+        self._session.bring(image.astype(np.float16) if self._half_io else image)
+
+
+def _seconds_of(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _torch(candidate: Candidate, task: Task, image: np.ndarray) -> Way:
     import torch
 
-    from lhanet_export.model.checkpoint import load_checkpoint
-    from lhanet_export.runners.eager import EagerRunner
+    from lhanet_export.bench.torch_ways import TorchWay
 
     torch.set_num_threads(task.threads)
-    return _open.enter_context(EagerRunner(load_checkpoint(task.checkpoint))).infer
+    return TorchWay(candidate, task.checkpoint, image, task.device)
 
 
-def _autocast(candidate: Candidate, task: Task) -> Infer:
-    import torch
-
-    from lhanet_export.model.checkpoint import load_checkpoint
-
-    torch.set_num_threads(task.threads)
-    network = load_checkpoint(task.checkpoint).eval()
-
-    def run(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            return network(torch.from_numpy(image)).float().numpy()
-
-    return run
-
-
-def _plain_onnx(candidate: Candidate, task: Task) -> Infer:
-    assert candidate.path is not None
-    return _session(candidate.path, task)
-
-
-def _onnx(candidate: Candidate, task: Task) -> Infer:
+def _onnx(candidate: Candidate, task: Task, image: np.ndarray) -> Way:
     from lhanet_export.export.artifact import read_onnx
 
     assert candidate.path is not None
-    return _session(read_onnx(candidate.path).path, task)
-
-
-def _session(path: Path, task: Task) -> Infer:
+    half_io = candidate.kind == "onnx" and bool(read_onnx(candidate.path).facts.get("half_io"))
+    if task.device == "cuda":
+        return _InOnnxRuntimeCuda(candidate.path, image, half_io)
     # Not through its runner, which leaves the threads to ONNX Runtime: how many, and that they spin after an inference.
     from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
 
     options: Any = load_onnxruntime().SessionOptions()
     options.intra_op_num_threads = task.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = open_session(path, options, str(path))
+    session = open_session(candidate.path, options, str(candidate.path))
     name = session.get_inputs()[0].name
-    return lambda image: session.run(None, {name: image})[0]
+    return _OnHost(lambda image: session.run(None, {name: image})[0], image)
 
 
-def _openvino(candidate: Candidate, task: Task, precision: Precision) -> Infer:
+def _openvino(candidate: Candidate, task: Task, image: np.ndarray, precision: Precision) -> Way:
     from lhanet_export.export.artifact import read_onnx
     from lhanet_export.runners.openvino_ import OpenVINORunner
 
     assert candidate.path is not None
     runner = OpenVINORunner(read_onnx(candidate.path), precision=precision, threads=task.threads)
-    _open.enter_context(runner)
-    runner.prepare(_image.shape)
-    return runner.infer
+    _Opened.stack.enter_context(runner)
+    runner.prepare(image.shape)
+    return _OnHost(runner.infer, image)
 
 
-_OPENERS: dict[str, Callable[[Candidate, Task], Infer]] = {
-    "eager": _eager,
-    "autocast-bf16": _autocast,
-    "plain-onnx": _plain_onnx,
+def _engine(candidate: Candidate, task: Task, image: np.ndarray) -> Way:
+    from lhanet_export.runners.tensorrt_ import TensorRTRunner
+
+    assert candidate.path is not None
+    runner = _Opened.stack.enter_context(TensorRTRunner(candidate.path))
+    (slot,) = runner.slots(image.shape, 1)
+    return _InEngine(slot, image)
+
+
+_OPENERS: dict[str, Callable[[Candidate, Task, np.ndarray], Way]] = {
+    **dict.fromkeys(
+        ("eager", "tf32", "autocast-fp16", "autocast-bf16", "channels-last-fp16", "compiled-fp16", "ours"), _torch
+    ),
+    "plain-onnx": _onnx,
     "onnx": _onnx,
     "openvino": partial(_openvino, precision="fp32"),
     "openvino-mixed": partial(_openvino, precision="mixed"),
+    "engine": _engine,
 }
-
-
-def be_quiet() -> None:
-    """Set what children inherit, before they start."""
-    os.environ.update(QUIET)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -24,80 +22,76 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="[MODEL]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @checkpoint_option
 @shape_option("By default 48x96x96.")
-@click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Timed inferences of each.")
+@click.option(
+    "--device", type=click.Choice(("cpu", "cuda")), help="Where to measure. Default: the GPU if there is one."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1, 1000), help="Timed inferences of each. Default: 5 on a CPU, 20 on a GPU."
+)
 @click.option(
     "--volumes", type=click.IntRange(1, 100), default=3, show_default=True, help="Volumes to compare outputs on."
 )
 @click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads of each candidate. Default: the machine's cores."
+    "--threads", type=click.IntRange(1, 1024), help="Threads of each candidate on a CPU. Default: the machine's cores."
 )
 @click.option("--report", type=OutputPath(folder=False), metavar="FILE", help="Also write an HTML report, in one file.")
 @json_option
 def bench(
-    models: tuple[Path, ...], checkpoint: str, shapes: tuple[Shape, ...], rounds: int, volumes: int,
-    threads: int | None, report: Path | None, show: Show,
+    models: tuple[Path, ...], checkpoint: str, shapes: tuple[Shape, ...], device: Literal["cpu", "cuda"] | None,
+    rounds: int | None, volumes: int, threads: int | None, report: Path | None, show: Show,
 ) -> None:  # fmt: skip
     """Measure MODELs (ONNX files, engines) beside the eager network of CHECKPOINT and other baselines.
 
     Every candidate has a process of its own and the same weights and volumes; they take turns, inference by
-    inference, and none of those is left out. Memory is the peak of the process. Without a MODEL, the graph that
-    this toolkit exports for a CPU is measured.
+    inference, and none of those is left out. On a GPU times are of the network alone, and copies are given apart.
+    Memory is the peak of the process. Without an ONNX file among MODELs, the graph that this toolkit exports is
+    measured, too.
     """
-    from lhanet_export.bench.candidates import candidates_for
-    from lhanet_export.bench.measure import Plan, measure
-    from lhanet_export.bench.prepare import plain_export, prepared, work_at
-    from lhanet_export.engine.gpu import find_gpus
+    from lhanet_export.bench.run import Order, benches_of, facts_of
 
-    sizes = shapes or ((48, 96, 96),)
-    threads = threads or os.cpu_count() or 1
-    found: list[Bench] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with show.progress.step(f"prepare {checkpoint}"):
-            ready = prepared(checkpoint, sizes, folder, models=models)
-        for shape in sizes:
-            with show.progress.step(f"export with PyTorch alone for {format_shape(shape)}"):
-                plain = plain_export(ready.checkpoint, shape, folder)
-            candidates, skipped = candidates_for(models or (ready.graph,), plain, find_gpus())
-            plan = Plan(
-                checkpoint=ready.checkpoint, identity=ready.identity, shape=shape, threads=threads,
-                rounds=rounds, volumes=volumes, command=shlex.join(["lhanet-export", *sys.argv[1:]]),
-                work=work_at(ready.graph, shape),
-            )  # fmt: skip
-            found.append(measure(candidates, skipped, plan, folder, show.progress))
-    for one in found:
-        _say(one, show)
-    facts = {"benches": [one.as_json() for one in found]}
+    order = Order(
+        shapes=shapes or Order.shapes, device=device, rounds=rounds, volumes=volumes, threads=threads,
+        command=shlex.join(["lhanet-export", *sys.argv[1:]]),
+    )  # fmt: skip
+    found = benches_of(checkpoint, models, order, show.progress)
+    facts = facts_of(found)
+    for one, told in zip(found, facts["benches"], strict=True):
+        _say(one, told, show)
     if report is not None:
-        _write_report(report, facts["benches"], checkpoint)
+        write_report(report, facts, f"LHA-Net, {checkpoint}")
     show.facts(facts)
 
 
-def _say(found: Bench, show: Show) -> None:
-    first = found.rows[0]
-
+def _say(found: Bench, facts: dict[str, Any], show: Show) -> None:
     def cells(row: Row) -> tuple[str, ...]:
         low, high = (row.percentile_seconds(share) for share in (10, 90))
-        speedup = first.median_seconds / row.median_seconds
+        share = found.share_of_peak_memory(row)
         return (
             row.name + (" (flagged)" if row.flag else ""),
-            f"{row.median_seconds:.3g} s", f"{low:.3g} to {high:.3g}", f"{speedup:.2f}x",
-            format_bytes(row.peak_bytes), f"{row.peak_bytes / first.peak_bytes:.0%}",
-            f"{row.relative_l2:.1e}", f"{row.label_agreement:.3%}",
+            f"{row.median_seconds:.3g} s", f"{low:.3g} - {high:.3g}",
+            f"{row.reference_seconds / row.median_seconds:.2f}x", format_bytes(row.peak_bytes),
+            "" if share is None else f"{share:.0%}", f"{row.relative_l2:.1e}", f"{row.label_agreement:.3%}",
         )  # fmt: skip
 
-    title = f"One inference at {format_shape(found.shape)}, {found.threads} threads, {found.device.name}"
-    headings = ("", "median", "p10 to p90", "speed-up", "peak memory", "of eager's", "relative L2", "labels equal")
-    show.table(title, [cells(row) for row in found.rows], headings)
+    where = f"{found.device.name}, {found.threads} threads" if found.device.kind == "cpu" else found.device.name
+    headings = ("", "median", "p10 to p90", "gain", "memory", "share", "L2 error", "labels")
+    show.table(f"One inference at {format_shape(found.shape)}, {where}", [cells(row) for row in found.rows], headings)
+    show.line("Gain and share are against the first row, memory is the peak; errors are the worst of all volumes.")
     for row in found.rows:
         if row.flag:
             show.line(f"{row.name}: {row.flag}")
+    show.table(
+        f"The least time on a {facts['floors'][0]['card']}, computed",
+        [(one["precision"], f"{one['seconds'] * 1000:.3g} ms") for one in facts["floors"]],
+    )
     if found.skipped:
         show.table("Not measured", [(one.name, one.reason) for one in found.skipped])
 
 
-def _write_report(target: Path, benches: list[dict[str, Any]], checkpoint: str) -> None:
+def write_report(target: Path, facts: dict[str, Any], title: str, proof: dict[str, Any] | None = None) -> None:
+    """One HTML page of `run.facts_of`; `proof` is the manifest of a deployment."""
     from lhanet_export.bench.report import report_html
 
     with staged(target) as (path,):
-        path.write_text(report_html(benches, title=f"LHA-Net, {checkpoint}"), encoding="utf-8")
+        page = report_html(facts["benches"], scaling=facts["scaling"], proof=proof, title=title)
+        path.write_text(page, encoding="utf-8")

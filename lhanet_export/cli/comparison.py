@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lhanet_export.model.checkpoint import open_checkpoint
 from lhanet_export.progress import Progress
+from lhanet_export.runners.base import check_same_checkpoint
 from lhanet_export.runners.opening import Opened, reference_runner, runner_of
 from lhanet_export.shapes import Shape
 from lhanet_export.verify.cases import comparison_cases
@@ -39,5 +40,5 @@ def opened_with_reference(
     )  # fmt: skip
     with progress.step(f"load {checkpoint}"):
         network, identity = open_checkpoint(checkpoint)
-    opened.check_checkpoint(model, identity.as_json())
+    check_same_checkpoint(model, opened.checkpoint, identity.as_json())
     return opened, reference_for(reference_runner(network, opened.target), cases, progress)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from lhanet_export.cli.options import (
+    OutputPath,
     backend_option,
     calibration_option,
     checkpoint_argument,
@@ -43,11 +48,17 @@ if TYPE_CHECKING:
 @data_option
 @seed_option
 @without_option
+@click.option(
+    "--report",
+    type=OutputPath(folder=False),
+    metavar="FILE",
+    help="Also measure the result as bench does, and write proof and measurements as one HTML page.",
+)
 @json_option
 def deploy(
     checkpoint: str, target: Path, gpu: str, backend: str, precision: str, spatial: SpatialRange | None,
     labels: Path | None, precision_recipe: Path | None, calibration: Path | None,
-    data: Path | None, assume_hu: bool, seed: int, without: tuple[str, ...], show: Show,
+    data: Path | None, assume_hu: bool, seed: int, without: tuple[str, ...], report: Path | None, show: Show,
 ) -> None:  # fmt: skip
     """Make an engine for a card out of CHECKPOINT, and prove that it is the network that was trained.
 
@@ -79,6 +90,21 @@ def deploy(
         show.facts({"passed": False, "verifications": {k: v.as_json() for k, v in failure.verifications.items()}})
         raise
     _say(result, show)
+    if report is not None:
+        _report(result, checkpoint, report, show)
+
+
+def _report(result: Deployment, checkpoint: str, target: Path, show: Show) -> None:
+    """The page of what was proved and measured; measured at the size that the engine is for."""
+    from lhanet_export.bench.run import Order, benches_of, facts_of
+    from lhanet_export.cli.bench import write_report
+
+    models = [*(artifact.path for artifact in result.artifacts.values()), result.engine]
+    shape = result.manifest.engine.profiles[0].opt
+    order = Order(shapes=(shape,), command=shlex.join(["lhanet-export", *sys.argv[1:]]))
+    facts = facts_of(benches_of(checkpoint, models, order, show.progress))
+    write_report(target, facts, f"LHA-Net, {checkpoint}", result.manifest.as_json())
+    show.line(f"What was proved and measured is in {target}")
 
 
 def _say(result: Deployment, show: Show) -> None:

@@ -312,6 +312,8 @@ def _check_paths(command: click.Command, ctx: click.Context) -> None:
                 written.append(value)
         elif isinstance(value, Path) or (param.name in ("checkpoint", "model") and isinstance(value, str)):
             read.append(Path(value))
+        elif isinstance(value, tuple):
+            read += [path for path in value if isinstance(path, Path)]
     for path in written:
         check_output_path(path, *read)
     for one, other in combinations(written, 2):

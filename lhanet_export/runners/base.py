@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -94,6 +95,16 @@ class _HostSlot:
         if self._scores is None:
             raise ValueError("the slot was not started")
         return self._scores
+
+
+def check_same_checkpoint(path: Path, made_from: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to compare a file with a network that it was not made from; both as manifests name checkpoints."""
+    if made_from.get("sha256") != given["sha256"]:
+        raise RefusedInput(
+            f"{path} was made from another checkpoint (sha256 {str(made_from.get('sha256'))[:12]}..., "
+            f"{made_from.get('preset')}) than the one given ({given['sha256'][:12]}..., "
+            f"{given['preset']}); export it again, or name its own checkpoint"
+        )
 
 
 def size_of_volumes(shape: tuple[int, ...], dtype: Any) -> Shape:

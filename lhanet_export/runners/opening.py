@@ -43,15 +43,6 @@ class Opened:
     checkpoint: Mapping[str, Any]
     preprocessing: Preprocessing
 
-    def check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        """Refuse to compare a file with a network that it was not made from."""
-        if self.checkpoint.get("sha256") != checkpoint["sha256"]:
-            raise RefusedInput(
-                f"{path} was made from another checkpoint (sha256 {str(self.checkpoint.get('sha256'))[:12]}..., "
-                f"{self.checkpoint.get('preset')}) than the one given ({checkpoint['sha256'][:12]}..., "
-                f"{checkpoint['preset']}); export it again, or name its own checkpoint"
-            )
-
 
 _RUNNERS: dict[str, Callable[[OnnxArtifact], Runner]] = {
     "onnxruntime": OnnxRuntimeRunner,

@@ -59,7 +59,8 @@ def _browse(page: Path, folder: Path, *options: str) -> subprocess.CompletedProc
 def _page() -> str:
     rows = [
         Row(
-            name=name, precision="fp32", seconds=(seconds,) * 3, ready_seconds=1.0, first_seconds=2.0,
+            name=name, precision="fp32", network="ours", reference_seconds=4.0, seconds=(seconds,) * 3,
+            ready_seconds=1.0, first_seconds=2.0,
             peak_bytes=1_000_000_000, peak_kind="resident", relative_l2=0.0, label_agreement=1.0,
         )
         for name, seconds in SECONDS.items()
@@ -67,7 +68,8 @@ def _page() -> str:
     device = Device(kind="cpu", name="a CPU", cores=2, memory_bytes=8_000_000_000)
     bench = Bench(
         date="2026-11-23", command="lhanet-export bench " + "--option " * 30, machine={}, device=device, checkpoint={},
-        shape=(48, 96, 96), threads=2, rounds=3, rows=rows, skipped=[Skipped(name="a GPU", reason="not here")], work={},
+        shape=(48, 96, 96), threads=2, rounds=3, volumes=1, rows=rows, work={},
+        skipped=[Skipped(name="a GPU", reason="not here")],
     )  # fmt: skip
     points = [
         {"name": name, "voxels": voxels, "seconds": seconds * voxels / 1e6, "peak_bytes": 1000 * voxels}

@@ -5,10 +5,13 @@ import math
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lhanet_export.bench.candidates import Candidate, candidates_for
+from lhanet_export.bench.result import Skipped
 from lhanet_export.cli.main import run
 from lhanet_export.engine.build import BuiltEngine, TensorFacts
 from lhanet_export.engine.gpu import find_gpus
@@ -56,6 +59,12 @@ def _built_by_nobody(plan: EnginePlan, folder: Path, progress: Progress) -> Buil
     )  # fmt: skip
 
 
+def _reference_and_ours(*arguments: Any) -> tuple[list[Candidate], list[Skipped]]:
+    """What is measured where nobody has the minutes for all of it."""
+    found, skipped = candidates_for(*arguments)
+    return [found[0], *(one for one in found if one.kind == "onnx")], skipped
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_of_the_readme(line: str, readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the README's order, because later commands read what earlier ones wrote."""
@@ -70,12 +79,15 @@ def test_commands_of_the_readme(line: str, readers_folder: Path, monkeypatch: py
     # One `deploy` builds; what the others add to it comes before the builder, which takes half a minute each time.
     if line.startswith("lhanet-export deploy") and ("--gpu" in line or "demo" in line):
         monkeypatch.setattr("lhanet_export.deploy.engine_from_onnx", _built_by_nobody)
+    # `bench` alone, and of all candidates; what the others are is tested in tests/cpu/test_bench.py.
+    monkeypatch.setattr("lhanet_export.bench.run.plain_export", lambda *_: Path("plain.onnx"))
+    monkeypatch.setattr("lhanet_export.bench.run.candidates_for", _reference_and_ours)
     # `calibrate` would run a hundred windows of the public patch; here they are of a sixth of its size.
     monkeypatch.setattr("lhanet_export.quantize.window_in", lambda _: (33, 48, 48))
     # The reader's checkpoint is not trained: it has no organs that INT8 could keep, and the gate says so.
     is_refused = line.startswith("lhanet-export verify model.int8.onnx")
     assert run(shlex.split(line)[1:]) == (2 if is_refused else 0)
-    for target in re.findall(r" -o (\S+)", line):
+    for target in re.findall(r" (?:-o|--report) (\S+)", line):
         assert Path(target).exists()
     assert not list(readers_folder.rglob(".lhanet-export-*"))
 
@@ -96,6 +108,14 @@ def test_what_deploy_leaves(readers_folder: Path) -> None:
     assert (48, 96, 96) in shapes
     other = json.loads((build / "lhanet.rtx4090.fp16.engine.json").read_text())
     assert other["labels"][1] == "liver" and other["engine"]["compute_capabilities"] == ["8.9"]
+
+
+def test_the_report_of_a_deployment_proves_and_measures(readers_folder: Path) -> None:
+    page = (readers_folder / "build" / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "Is it the network that was trained?" in page and "64x128x128 voxels" in page
+    assert "eager PyTorch FP32" in page and "lhanet.rtx3060.fp32.onnx in ONNX Runtime" in page
+    assert "not run: this machine has no GPU that the engine is for" in page
+    assert "an engine; it needs a GPU of compute capability 8.6" in page
 
 
 def _saved(network: LHANet, path: Path) -> Path:

@@ -20,9 +20,10 @@ EAGER = "eager FP32"
 
 
 def row(name: str, seconds: float, **facts: Any) -> Row:
-    """A row whose times are 0.9, 1 and 1.1 times `seconds`."""
+    """A row whose times are 0.9, 1 and 1.1 times `seconds`, beside a reference of four seconds."""
     given: dict[str, Any] = {
-        "precision": "fp32", "ready_seconds": 2.5, "first_seconds": 7.25, "peak_bytes": 1_000_000_000,
+        "precision": "fp32", "network": "ours", "reference_seconds": 4.0,
+        "ready_seconds": 2.5, "first_seconds": 7.25, "peak_bytes": 1_000_000_000,
         "peak_kind": "resident", "disk_bytes": 1_234_000_000, "relative_l2": 7e-7, "label_agreement": 0.999997,
     }  # fmt: skip
     return Row(name=name, seconds=(seconds * 0.9, seconds, seconds * 1.1), **given | facts)
@@ -33,7 +34,7 @@ def bench(*rows: Row, shape: tuple[int, int, int] = (48, 96, 96), **facts: Any) 
     given: dict[str, Any] = {
         "date": "2026-11-23", "command": "lhanet-export bench", "machine": {"versions": {"torch": "2.13"}},
         "device": Device(kind="cpu", name="AMD EPYC", cores=2, memory_bytes=24_000_000_000),
-        "checkpoint": {"preset": "lightweight", "epoch": None}, "threads": 2, "rounds": 3,
+        "checkpoint": {"preset": "lightweight", "epoch": None}, "threads": 2, "rounds": 3, "volumes": 2,
         "skipped": [Skipped(name="TensorRT", reason="there is no NVIDIA GPU here")],
         "work": {"multiply_adds": 182_000_000_000, "moved_bytes": 5_441_000_000},
     }  # fmt: skip
@@ -42,7 +43,9 @@ def bench(*rows: Row, shape: tuple[int, int, int] = (48, 96, 96), **facts: Any) 
 
 
 def eager(seconds: float = 4.0) -> Row:
-    return row(EAGER, seconds, peak_bytes=2_000_000_000, relative_l2=0.0, label_agreement=1.0)
+    return row(
+        EAGER, seconds, reference_seconds=seconds, peak_bytes=2_000_000_000, relative_l2=0.0, label_agreement=1.0
+    )
 
 
 SCALING = {
@@ -61,10 +64,13 @@ SCALING = {
         }
     ],
 }
-ROOFLINE = [
-    {"name": "x", "achieved_tflops": 0.581, "achieved_gbps": 17.4, "share_of_peak": None, "bound": None,
-     "floor_seconds_rtx3060": 0.0143}
-]  # fmt: skip
+ROOFLINE = {
+    "roofline": [
+        {"name": "x", "achieved_tflops": 0.581, "achieved_gbps": 17.4, "share_of_peak": None, "bound": None},
+        {"name": "y", "achieved_tflops": 0.25, "achieved_gbps": None, "share_of_peak": 0.5, "bound": None},
+    ],
+    "floors": [{"card": "GeForce RTX 3060", "precision": "fp16", "seconds": 0.0143, "bound": "compute"}],
+}
 
 
 def text_of(page: str) -> str:
@@ -106,8 +112,8 @@ class Parts(HTMLParser):
 
 def full_page() -> str:
     rows = (eager(), row("quick", 1.0), row("wrong", 0.5, flag="it is wrong", relative_l2=1.0, label_agreement=0.5))
-    benches = [bench(*rows), bench(*rows, shape=(64, 128, 128))]
-    return report_html(benches, roofline=ROOFLINE, scaling=SCALING, title="A title")
+    benches = [bench(*rows), bench(*rows, shape=(64, 128, 128)) | ROOFLINE]
+    return report_html(benches, scaling=SCALING, title="A title")
 
 
 def test_one_sentence_on_top_says_what_came_out() -> None:
@@ -149,7 +155,7 @@ def test_a_fast_row_that_is_wrong_is_not_called_the_fastest() -> None:
         ({"relative_l2": 1.0, "label_agreement": 0.999}, "agrees"),
         ({"relative_l2": 1.01e-4, "label_agreement": 0.9989}, "differs"),
         ({"relative_l2": float("nan"), "label_agreement": 0.9989}, "differs"),
-        ({"relative_l2": None, "label_agreement": None}, "not compared"),
+        ({"relative_l2": float("nan"), "label_agreement": float("nan")}, "not compared"),
         ({"relative_l2": 0.0, "label_agreement": 1.0, "flag": "slow by mistake"}, "flagged"),
     ],
 )
@@ -162,19 +168,21 @@ def test_badges_say_in_a_word_and_a_sign_what_their_colour_says(facts: dict[str,
 
 
 def test_the_table_has_every_number_of_the_json() -> None:
-    mapping = bench(eager(), row("quick", 1.234, relative_l2=3.3e-5, process_bytes=1_777_000_000, copy_seconds=0.0321))
+    mapping = bench(
+        eager(), row("quick", 1.234, relative_l2=3.3e-5, allocator_bytes=1_777_000_000, copy_seconds=0.0321)
+    )
     page = report_html([mapping], title="")
     cells = [unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", page)]
     values = mapping["rows"][1]
     for key in ("median_seconds", "p10_seconds", "p90_seconds", "first_seconds", "copy_seconds", "voxels_per_second"):
         assert figure(values[key]) in cells
-    for key in ("peak_bytes", "process_bytes", "disk_bytes"):
+    for key in ("peak_bytes", "allocator_bytes", "disk_bytes"):
         assert MEGABYTES.bare(values[key]) in cells
     assert {"3.3e-05", "99.9997 %", "50 %", "1.23", "1.14", "1.33", "7.25", "0.0321", "3.24"} <= set(cells)
 
 
 def test_times_of_one_table_have_one_unit() -> None:
-    page = report_html([bench(eager(0.5), row("quick", 0.0123), row("slow", 2.0))], title="")
+    page = report_html([bench(eager(0.5), row("quick", 0.0123, reference_seconds=0.5), row("slow", 2.0))], title="")
     assert "Median (ms)" in page
     assert all(f"<td>{text}</td>" in page for text in ("500", "12.3", "2,000"))
     assert "12.3 ms · 2.5 %" in page
@@ -223,15 +231,56 @@ def test_everything_from_outside_is_escaped() -> None:
         "date": bad, "command": bad, "machine": {bad: [bad, {bad: bad}]}, "checkpoint": {bad: bad},
         "device": Device(kind="cpu", name=bad, cores=1, memory_bytes=1), "skipped": [Skipped(name=bad, reason=bad)],
     }  # fmt: skip
-    rows = [row(bad, 1.0, precision=bad, flag=bad, peak_kind=bad, conditions={bad: 1.0}), row("quick", 0.5)]
+    rows = [row(bad, 1.0, precision=bad, flag=bad, peak_kind=bad, conditions={bad: {bad: 1.0}}), row("quick", 0.5)]
     scaling = {"points": [{"name": bad, "voxels": 1, "seconds": 1, "peak_bytes": 1}], "fits": []}
-    roofline = [{**ROOFLINE[0], "name": bad, "bound": bad}]
-    page = report_html([bench(*rows, **facts)], roofline=roofline, scaling=scaling, title=bad)
+    roofline = {
+        "roofline": [{**ROOFLINE["roofline"][0], "name": bad, "bound": bad}],
+        "floors": [{**ROOFLINE["floors"][0], "card": bad, "precision": bad, "bound": bad}],
+    }
+    proof = manifest(runner=bad, backend=bad, said=bad)
+    page = report_html([bench(*rows, **facts) | roofline], scaling=scaling, proof=proof, title=bad)
     parts = Parts(page)
     assert not parts.open
     assert "script" not in {tag for tag, _ in parts.tags}
     assert not [name for _, attributes in parts.tags for name in attributes if name.startswith("on")]
     assert "<script" not in page and bad in unescape(page)
+
+
+def manifest(
+    *, runner: str = "onnxruntime cpu", backend: str = "tensorrt-rtx", said: str = "not run"
+) -> dict[str, Any]:
+    """As much of a manifest as a report shows: two comparisons of two volumes, one that failed."""
+    cases = [{"relative_l2": 1e-3, "label_agreement": 0.9991}, {"relative_l2": 2e-3, "label_agreement": 0.9995}]
+    found = {"passed": True, "runner": runner, "cases": cases, "tolerance": {"relative_l2": 5e-3}}
+    return {
+        "verification": {"fp32": found | {"passed": False}, "fp16": found, "engine": said},
+        "engine": {
+            "backend": backend, "backend_version": "1.7", "compute_capabilities": ["8.6"], "precision": "fp16",
+            "profiles": [{"min": [48, 64, 64], "opt": [64, 128, 128], "max": [96, 192, 192]}], "bytes": 600_000_000,
+            "device_memory": {"weights_bytes": 603_000_000, "activation_bytes": 224_000_000},
+        },
+    }  # fmt: skip
+
+
+def test_what_a_deployment_proved_comes_first() -> None:
+    text = text_of(report_html([bench(eager())], proof=manifest(), title=""))
+    assert "FP32 graph ✕ failed 2 2.0e-03 5.0e-03 99.91 %" in text and "FP16 graph ✓ passed 2" in text
+    assert "the engine itself: not run." in text
+    assert text.index("Is it the network that was trained?") < text.index("48x96x96 voxels")
+    assert "memory planned by the builder, not measured 827 MB (603 MB of weights, 224 MB of activations)" in text
+    assert "volumes 48x64x64 to 96x192x192" in text
+    silent = manifest()
+    silent["engine"]["device_memory"] = {"weights_bytes": None, "activation_bytes": None}
+    assert "the backend does not say" in text_of(report_html([bench(eager())], proof=silent, title=""))
+
+
+def test_a_row_measured_later_is_held_against_its_own_reference() -> None:
+    later = row("later", 1.0, reference_seconds=2.0)
+    page = report_html([bench(eager(), later)], title="")
+    whole, half = widths(page, "time")
+    assert half == pytest.approx(whole / 2, abs=0.01) and "1.00 s · 50 %" in page
+    other = row("on a card", 1.0, peak_kind="process")
+    assert bench(eager(), other)["rows"][1]["share_of_peak_memory"] is None
 
 
 def test_the_same_values_make_the_same_page() -> None:
@@ -263,7 +312,10 @@ def test_one_section_each_says_what_is_missing_how_to_repeat_and_how_it_grows() 
     assert text.count("lhanet-export bench") == 1 and "sizes 48x96x96, 64x128x128" in text
     assert "versions (torch 2.13)" in text and "memory 24,000 MB" in text and "epoch" not in text
     assert "slow 9.00 0.250 not measured 1,000 1,000 not measured" in text
-    assert "x 0.581 17.4 not measured not measured 14.3 ms" in text
+    assert text.count("How near the hardware's limits") == 1
+    assert "x 0.581 17.4 not measured not measured y 0.250 not measured 50 % not measured" in text
+    assert "The least time of our graph on a GeForce RTX 3060" in text
+    assert "FP16, adding up in FP32 14.3 ms compute" in text
     page = report_html([bench(eager(), skipped=[])], title="")
     assert "How near" not in page and "grow with" not in page
     assert "Nothing: all that was to be measured was." in page

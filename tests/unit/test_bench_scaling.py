@@ -99,10 +99,13 @@ def a_bench(shape: Shape, **seconds: float) -> Bench:
         shape=shape,
         threads=2,
         rounds=3,
+        volumes=1,
         rows=[
             Row(
                 name=name,
                 precision="fp32",
+                network="as-trained",
+                reference_seconds=1.0,
                 # The median counts.
                 seconds=(0.0001, median, 99.0),
                 ready_seconds=1.0,
@@ -121,7 +124,13 @@ def a_bench(shape: Shape, **seconds: float) -> Bench:
 
 def test_rows_are_followed_over_sizes_and_left_out_where_there_is_one_only() -> None:
     benches = [a_bench((10, 10, 10), eager=2.0, plain=5.0), a_bench((20, 10, 10), eager=4.0, ours=1.0)]
-    (found,) = scalings(benches)
+    facts = scalings(benches)
+    assert facts is not None
+    assert facts["points"] == [
+        {"name": "eager", "voxels": 1000, "seconds": 2.0, "peak_bytes": 10_000},
+        {"name": "eager", "voxels": 2000, "seconds": 4.0, "peak_bytes": 20_000},
+    ]
+    (found,) = facts["fits"]
     assert found["name"] == "eager"
     assert found["sizes"] == [1000, 2000]
     assert found["seconds_per_megavoxel"] == pytest.approx(2000.0)
@@ -129,5 +138,6 @@ def test_rows_are_followed_over_sizes_and_left_out_where_there_is_one_only() -> 
     assert found["bytes_per_voxel"] == pytest.approx(10.0)
 
 
-def test_without_benches_there_are_no_rows() -> None:
-    assert scalings([]) == []
+def test_at_one_size_nothing_is_said() -> None:
+    assert scalings([]) is None
+    assert scalings([a_bench((10, 10, 10), eager=2.0)]) is None

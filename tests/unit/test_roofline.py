@@ -2,12 +2,13 @@
 
 import itertools
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from lhanet_export.bench.cards import CARDS, PRECISIONS, Card, card_named
-from lhanet_export.bench.result import Row
-from lhanet_export.bench.roofline import floor_seconds, roofline
+from lhanet_export.bench.result import Bench, Device, Row
+from lhanet_export.bench.roofline import floor_seconds, floors, roofline, rooflines
 from lhanet_export.errors import RefusedInput
 
 GEFORCE = {
@@ -33,11 +34,13 @@ WORK = {"multiply_adds": 5_000_000_000, "moved_bytes": 2_000_000_000, "weight_by
 FLOOR_WORK = WORK | {"input_bytes": 1_000_000, "output_bytes": 3_000_000}
 
 
-def a_row(*seconds: float, precision: str = "fp32") -> Row:
+def a_row(*seconds: float, precision: str = "fp32", network: Literal["as-trained", "ours"] = "ours") -> Row:
     return Row(
         name="ours",
         precision=precision,
+        network=network,
         seconds=seconds,
+        reference_seconds=1.0,
         ready_seconds=1.0,
         first_seconds=1.0,
         peak_bytes=1,
@@ -154,6 +157,35 @@ def test_a_multiply_add_is_two_operations_and_the_median_counts() -> None:
         "share_of_peak": pytest.approx(0.25),
         "bound": "compute",
     }
+
+
+def test_the_network_as_trained_has_its_own_operations_and_no_bytes() -> None:
+    work = WORK | {"multiply_adds_as_trained": 10_000_000_000}
+    found = roofline(a_row(4.0, network="as-trained"), work, CARD)
+    assert found["achieved_tflops"] == pytest.approx(0.005)
+    assert found["achieved_gbps"] is None and found["bound"] is None and found["share_of_peak"] == pytest.approx(0.5)
+
+
+def test_floors_name_what_they_are_of() -> None:
+    found = floors(FLOOR_WORK | {"weight_bytes": 2_400_000_000}, CARD, ("fp32", "fp16-fp16"))
+    # 10^10 operations at 10^10 a second; 2.4 GB and 4 MB at 4 GB a second, half of the weights in FP16.
+    assert [(one["bound"], pytest.approx(one["seconds"])) for one in found] == [("compute", 1.0), ("memory", 0.301)]
+    assert {one["card"] for one in found} == {"plain numbers"}
+
+
+def test_a_bench_knows_its_card_and_the_floors_are_those_of_an_rtx_3060() -> None:
+    work = FLOOR_WORK | {"multiply_adds_as_trained": 1}
+    gpu = Device(kind="cuda", name="NVIDIA GeForce RTX 4090", cores=2, memory_bytes=24 << 30)
+    for device, known in ((gpu, True), (replace(gpu, kind="cpu"), False)):
+        bench = Bench(
+            date="", command="", machine={}, device=device, checkpoint={}, shape=(8, 8, 8), threads=1, rounds=1,
+            volumes=1, rows=[a_row(1.0)], skipped=[], work=work,
+        )  # fmt: skip
+        found = rooflines(bench)
+        assert (found["roofline"][0]["share_of_peak"] is not None) == known
+        assert [one["precision"] for one in found["floors"]] == ["fp32", "fp16", "fp16-fp16", "int8"]
+        assert {one["card"] for one in found["floors"]} == {"GeForce RTX 3060"}
+    assert rooflines(replace(bench, work={})) == {"roofline": [], "floors": []}
 
 
 def test_the_share_is_of_the_peak_in_the_format_of_the_row() -> None:

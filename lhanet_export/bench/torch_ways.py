@@ -1,0 +1,164 @@
+"""The ways in which PyTorch can run the network, each as well as it can be run in that way; loaded by workers only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lhanet_export.bench.candidates import Candidate, DeviceKind
+from lhanet_export.bench.public import use_torchs_resize
+from lhanet_export.errors import EnvironmentLacks
+from lhanet_export.inference.network import InferenceNetwork
+from lhanet_export.inference.target import Target
+from lhanet_export.model.checkpoint import load_checkpoint
+from lhanet_export.model.network import LHANet
+
+Forward = Callable[[Tensor], Tensor]
+
+
+class TorchWay:
+    """A network on a device, and one volume (N,1,D,H,W) there that it is timed on."""
+
+    def __init__(self, candidate: Candidate, checkpoint: Path, image: np.ndarray, device: DeviceKind) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise EnvironmentLacks(
+                f"PyTorch {torch.__version__} cannot use the GPU here; install a CUDA build of it "
+                "(https://pytorch.org), or measure on the CPU: --device cpu"
+            )
+        if candidate.public_resize:
+            use_torchs_resize()
+        self._device = torch.device(device)
+        self._on_gpu = device == "cuda"
+        if self._on_gpu:
+            # The best convolutions for the size, found in the first inference, as anybody who cares for time has it.
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = candidate.kind == "tf32"
+        self._host = torch.from_numpy(image)
+        if self._on_gpu:
+            self._host = self._host.pin_memory()
+        self._image = self._host.to(self._device)
+        with torch.inference_mode():
+            self._forward = _WAYS[candidate.kind](load_checkpoint(checkpoint).eval().to(self._device), self._image)
+
+    def infer(self, image: np.ndarray) -> np.ndarray:
+        """Logits (N,K,D,H,W) float32 of another volume of the same size."""
+        with torch.inference_mode():
+            return self._forward(torch.from_numpy(image).to(self._device)).float().cpu().numpy()
+
+    def seconds(self) -> float:
+        """The time of one inference, volume and logits where the network is; on a GPU by CUDA events."""
+        with torch.inference_mode():
+            return self._timed(lambda: self._forward(self._image))
+
+    def copy_seconds(self) -> float | None:
+        """The time of the volume's way to the GPU and of the logits' back, page-locked; None on a CPU."""
+        if not self._on_gpu:
+            return None
+        with torch.inference_mode():
+            logits = self._forward(self._image)
+            target = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            coming = self._timed(lambda: self._image.copy_(self._host, non_blocking=True))
+            return coming + self._timed(lambda: target.copy_(logits, non_blocking=True))
+
+    def allocator_bytes(self) -> int | None:
+        """The most that torch's allocator held on the GPU since the network was ready; None on a CPU."""
+        return torch.cuda.max_memory_allocated() if self._on_gpu else None
+
+    def count_memory_from_here(self) -> None:
+        """What was needed to open the network does not count any more."""
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def rest(self) -> None:
+        """Give memory back that the next inference can ask for again."""
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+
+    def _timed(self, run: Callable[[], Any]) -> float:
+        if not self._on_gpu:
+            started = time.perf_counter()
+            run()
+            return time.perf_counter() - started
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000
+
+
+def _as_it_is(network: LHANet, image: Tensor) -> Forward:
+    return network
+
+
+def _autocast(dtype: torch.dtype) -> Callable[[LHANet, Tensor], Forward]:
+    def way(network: LHANet, image: Tensor) -> Forward:
+        def forward(x: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, dtype):
+                return network(x)
+
+        return forward
+
+    return way
+
+
+def _channels_last(network: LHANet, image: Tensor) -> Forward:
+    network.half().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return lambda x: network(x.half().contiguous(memory_format=torch.channels_last_3d))
+
+
+def _compiled(network: LHANet, image: Tensor) -> Forward:
+    forward: Forward = torch.compile(_channels_last(network, image), dynamic=False)
+    # Compiles, and finds here what cannot be compiled.
+    forward(image)
+    return forward
+
+
+def _ours(network: LHANet, image: Tensor) -> Forward:
+    """The network that is exported, in FP16; on a GPU captured once and replayed."""
+    layers = InferenceNetwork(network, Target()).half()
+
+    def inference(x: Tensor) -> Tensor:
+        # Matrices of resizes are made in FP32, where a place near 200 is exact; this brings them to FP16 when used.
+        with torch.autocast(x.device.type, torch.float16):
+            return layers(x)
+
+    if image.device.type != "cuda":
+        return lambda x: inference(x.half())
+    fixed = image.half()
+    # What is set up in a first run cannot be captured: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            inference(fixed)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = inference(fixed)
+
+    def forward(x: Tensor) -> Tensor:
+        fixed.copy_(x)
+        graph.replay()
+        return logits
+
+    return forward
+
+
+_WAYS: dict[str, Callable[[LHANet, Tensor], Forward]] = {
+    "eager": _as_it_is,
+    "tf32": _as_it_is,
+    "autocast-fp16": _autocast(torch.float16),
+    "autocast-bf16": _autocast(torch.bfloat16),
+    "channels-last-fp16": _channels_last,
+    "compiled-fp16": _compiled,
+    "ours": _ours,
+}
