@@ -19,7 +19,6 @@ from lhanet_export.bench.units import (
     BILLIONS,
     MEGABYTES,
     MILLIONS,
-    NOT_MEASURED,
     Unit,
     equal_labels,
     figure,
@@ -49,6 +48,9 @@ _PEAK_KINDS = {
 _FORMATS = {
     "fp32": "FP32", "fp16": "FP16, adding up in FP32", "fp16-fp16": "FP16, adding up in FP16", "int8": "INT8",
 }  # fmt: skip
+
+#: The bytes of the network as trained, and what depends on them.
+_NOT_COUNTED = "not counted"
 
 Json = Mapping[str, Any]
 
@@ -278,10 +280,13 @@ def _tick_text(value: float) -> str:
 def _roofline_section(bench: Json) -> str:
     columns = {
         "Achieved TFLOP/s": lambda row: figure(row["achieved_tflops"]),
-        "Achieved GB/s": lambda row: figure(row["achieved_gbps"]),
-        "Share of the card's peak": lambda row: percent(row["share_of_peak"]),
-        "Bound by": lambda row: row["bound"] or NOT_MEASURED,
+        "Achieved GB/s": lambda row: _NOT_COUNTED if row["achieved_gbps"] is None else figure(row["achieved_gbps"]),
     }
+    if any(row["share_of_peak"] is not None for row in bench["roofline"]):
+        columns |= {
+            "Share of the card's peak": lambda row: percent(row["share_of_peak"]),
+            "Bound by": lambda row: row["bound"] or _NOT_COUNTED,
+        }
     floors = [{"name": _FORMATS.get(one["precision"], one["precision"]), **one} for one in bench["floors"]]
     floor_columns = {
         "At least": lambda row: time_unit(number(row["seconds"])).text(row["seconds"]),

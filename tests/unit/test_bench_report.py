@@ -313,7 +313,7 @@ def test_one_section_each_says_what_is_missing_how_to_repeat_and_how_it_grows() 
     assert "versions (torch 2.13)" in text and "memory 24,000 MB" in text and "epoch" not in text
     assert "slow 9.00 0.250 not measured 1,000 1,000 not measured" in text
     assert text.count("How near the hardware's limits") == 1
-    assert "x 0.581 17.4 not measured not measured y 0.250 not measured 50 % not measured" in text
+    assert "x 0.581 17.4 not measured not counted y 0.250 not counted 50 % not counted" in text
     assert "The least time of our graph on a GeForce RTX 3060" in text
     assert "FP16, adding up in FP32 14.3 ms compute" in text
     page = report_html([bench(eager(), skipped=[])], title="")

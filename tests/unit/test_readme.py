@@ -71,6 +71,8 @@ def script(name: str) -> Any:
     module = module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(REPOSITORY / "scripts")
+        # Dataclasses look for the module that they are in.
+        patch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
     return module
 
@@ -98,7 +100,17 @@ def test_the_pages_on_precision_are_those_of_their_figures() -> None:
             assert f"lhanet-export {line}" in README
 
 
-@pytest.mark.parametrize("command", re.findall(r"`python (scripts/\S+\.py)", script("render_measurements").page()))
+PAGES = [script(name).page() for name in ("render_measurements", "render_benchmarks")]
+
+
+def test_the_page_of_benchmarks_is_that_of_its_figures() -> None:
+    module = script("render_benchmarks")
+    assert module.PAGE.read_text(encoding="utf-8") == module.page()
+    for link in re.findall(r"\]\(([^)#]+)", module.page()):
+        assert (module.PAGE.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`python (scripts/\S+\.py)", "".join(PAGES)))))
 def test_the_programs_that_measure_start(command: str) -> None:
     """They take minutes at full width; what is shown here is that they are there, with all that they import."""
     done = subprocess.run([sys.executable, command, "--help"], cwd=REPOSITORY, capture_output=True, text=True)
