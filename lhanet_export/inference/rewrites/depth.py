@@ -59,8 +59,8 @@ class DepthConvolution(nn.Module):
         self.samples, self.taps = algorithm.samples, algorithm.taps
         self.bias = nn.Parameter(conv.bias.detach().reshape(-1, 1, 1, 1), requires_grad=False)
         self.kernels = nn.ParameterList(_transformed_kernels(conv, algorithm))
-        self.data = _table(algorithm.data)
-        self.inverse = _table(algorithm.inverse.T)
+        self.data = _table(algorithm.data, conv.weight.device)
+        self.inverse = _table(algorithm.inverse.T, conv.weight.device)
 
     def forward(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
         """The convolution of `x`, resized to `size` (D,H,W) or, for None, as it is."""
@@ -121,9 +121,9 @@ def _band(table: Tensor, offsets: Tensor) -> Tensor:
     return table.index_select(1, columns).reshape(table.shape[0], *offsets.shape)
 
 
-def _table(values: np.ndarray) -> nn.Parameter:
+def _table(values: np.ndarray, device: torch.device) -> nn.Parameter:
     padded = np.pad(values, ((0, 0), (1, 1)))
-    return nn.Parameter(torch.from_numpy(padded).to(torch.float32), requires_grad=False)
+    return nn.Parameter(torch.from_numpy(padded).to(device, torch.float32), requires_grad=False)
 
 
 def _transformed_kernels(conv: nn.Conv3d, algorithm: ShortConvolution) -> list[nn.Parameter]:
@@ -131,5 +131,5 @@ def _transformed_kernels(conv: nn.Conv3d, algorithm: ShortConvolution) -> list[n
     weight = conv.weight.detach().double()
     return [
         nn.Parameter(torch.einsum("oithw,t->oihw", weight, row)[:, :, None].to(conv.weight.dtype), requires_grad=False)
-        for row in torch.from_numpy(algorithm.kernel)
+        for row in torch.from_numpy(algorithm.kernel).to(weight.device)
     ]
