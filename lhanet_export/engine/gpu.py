@@ -9,7 +9,7 @@ from typing import Any
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
-_NAME_BYTES = 256
+_NAME_BYTES, _BUS_ID_BYTES = 256, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,35 @@ def find_gpus(driver: Any = None) -> tuple[Gpu, ...]:
 
     Obeys `CUDA_VISIBLE_DEVICES`. `driver` stands in for the driver's library.
     """
+    driver = _started(driver)
+    count = ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    return tuple(_gpu(driver, index) for index in range(count.value))
+
+
+def bus_id_of_first_gpu(driver: Any = None) -> str | None:
+    """Where the first of `find_gpus` is plugged in, `0000:65:00.0`, by which other libraries know it; None without one.
+
+    Other libraries number GPUs in another order than CUDA and do not obey `CUDA_VISIBLE_DEVICES`.
+    """
+    driver = _started(driver)
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(_BUS_ID_BYTES)
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    if driver.cuDeviceGetPCIBusId(text, _BUS_ID_BYTES, device) != 0:
+        return None
+    return text.value.decode()
+
+
+def _started(driver: Any) -> Any:
+    """The driver's library, or what stands in for it, ready to be asked; None where there is none."""
     if driver is None:
         try:
             driver = ctypes.CDLL(_DRIVER)
         except OSError:
-            return ()
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return ()
-    return tuple(_gpu(driver, index) for index in range(count.value))
+            return None
+    return driver if driver.cuInit(0) == 0 else None
 
 
 def _gpu(driver: Any, index: int) -> Gpu:

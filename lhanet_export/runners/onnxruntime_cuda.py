@@ -22,6 +22,9 @@ from lhanet_export.runners.base import HostRunner, size_of_volumes
 from lhanet_export.runners.onnxruntime_library import load_onnxruntime, open_session
 
 _CUDA = "CUDAExecutionProvider"
+#: FP32 graphs are computed in FP32: TF32 has 10 bits of mantissa. Memory is taken as it is asked for: by default the
+#: arena grows to the next power of two, and keeps it. https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 _INSTALL = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
@@ -40,8 +43,7 @@ class CudaSession:
             # Finds CUDA and cuDNN where pip puts them.
             self._onnxruntime.preload_dlls()
         options = self._onnxruntime.SessionOptions()
-        # FP32 graphs are computed in FP32: TF32 has 10 bits of mantissa.
-        session = open_session(path, options, str(path), ((_CUDA, {"use_tf32": "0"}),), self._onnxruntime)
+        session = open_session(path, options, str(path), ((_CUDA, _OPTIONS),), self._onnxruntime)
         if _CUDA not in session.get_providers():
             raise EnvironmentLacks(f"ONNX Runtime cannot use the GPU here (CUDA or cuDNN do not load): {_INSTALL}")
         self._session = session

@@ -28,13 +28,16 @@ class TensorRTRunner:
 
     Opening raises `RefusedInput` for an engine without a matching manifest, or built for another
     GPU or release, and `EnvironmentLacks` where the GPU, a package or memory is missing; nothing is
-    deserialized in either case. `module`, `gpus` and `device` stand in for library and hardware.
+    deserialized in either case. With `final_kernels` the first inference of a size takes as long as compiling for it
+    does, and all that follow are equally fast; otherwise they become so after a while. `module`, `gpus` and `device`
+    stand in for library and hardware.
     """
 
     def __init__(
         self,
         engine_path: Path,
         *,
+        final_kernels: bool = False,
         module: Any = None,
         gpus: tuple[Gpu, ...] | None = None,
         device: Callable[[], Device] = TorchDevice,
@@ -44,6 +47,7 @@ class TensorRTRunner:
         if len(self._facts.outputs) != 1:
             raise RefusedInput(f"{engine_path} has {len(self._facts.outputs)} outputs; a runner returns one")
         self._backend = BACKENDS[self._facts.backend]
+        self._final_kernels = final_kernels
         self._module = module
         self._gpus = gpus
         self._new_device = device
@@ -97,7 +101,8 @@ class TensorRTRunner:
                 f"{trt.__version__}, and engines do not carry over between releases; build it again with: "
                 "lhanet-export trt"
             )
-        self._session = Session(trt, self._path, self._facts, self._backend, self._new_device())
+        device, final = self._new_device(), self._final_kernels
+        self._session = Session(trt, self._path, self._facts, self._backend, device, final_kernels=final)
         self.name = f"{self._backend.name} {self._facts.precision} on {gpu.name}"
         return self
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lhanet_export.engine.backends import Backend, ErrorLog, element_type, is_ou
 from lhanet_export.engine.manifest import EngineFacts, verify_engine_bytes
 from lhanet_export.engine.plan import INPUT_NAME
 from lhanet_export.errors import EnvironmentLacks, GpuFailed, OutOfMemory, RefusedInput
-from lhanet_export.runners.device import Device, Stream
+from lhanet_export.runners.device import Buffer, Device, Stream
 from lhanet_export.runners.kernel_cache import KernelCache
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,15 @@ _LACKING = {"OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "C
 
 
 class Session:
-    """An engine with a context; its errors are those of the toolkit, with TensorRT's own words."""
+    """An engine with a context; its errors are those of the toolkit, with TensorRT's own words.
 
-    def __init__(self, trt: Any, path: Path, facts: EngineFacts, backend: Backend, device: Device) -> None:
+    With `final_kernels` the first run waits until TensorRT-RTX has compiled for its size. Otherwise kernels for any
+    size compute at once, and those for this one take their place when they are there.
+    """
+
+    def __init__(
+        self, trt: Any, path: Path, facts: EngineFacts, backend: Backend, device: Device, *, final_kernels: bool = False
+    ) -> None:
         self._path, self._facts, self._device = path, facts, device
         self._log = ErrorLog(trt)
         # The bytes that were hashed are the bytes that are deserialized.
@@ -50,6 +57,9 @@ class Session:
             config = engine.create_runtime_config()
             # TensorRT-RTX knows itself when its kernels are final, so that capturing them is worth while.
             config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if final_kernels:
+                strategies = trt.DynamicShapesKernelSpecializationStrategy
+                config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             self._kernels = KernelCache(path, config)
             context = engine.create_execution_context(config)
         else:
@@ -151,10 +161,13 @@ class Session:
         return self._timed(lambda: self._run(lane), "compute", lane)
 
     def copy_seconds(self, slot: EngineSlot) -> float:
-        """How long a slot's windows take to the GPU, and its scores back, one after the other."""
+        """How long a slot's windows take to the engine, and its scores back, all copies one after the other."""
         lane = self._lane_of(slot)
-        coming = self._timed(lambda: self._device.copy(slot.windows, lane.arriving, "in"), "in", lane)
-        return coming + self._timed(lambda: self._device.copy(lane.leaving, slot.scores, "out"), "out", lane)
+        copies: tuple[tuple[Buffer, Buffer, Stream], ...] = (
+            (slot.windows, lane.arriving, "in"), (lane.arriving, lane.input, "compute"),
+            (lane.output, lane.leaving, "compute"), (lane.leaving, slot.scores, "out"),
+        )  # fmt: skip
+        return sum(self._timed(partial(self._device.copy, *copy), copy[2], lane) for copy in copies)
 
     def _timed(self, enqueue: Callable[[], None], stream: Stream, lane: _Lane) -> float:
         try:

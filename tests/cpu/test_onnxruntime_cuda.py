@@ -16,6 +16,7 @@ from lhanet_export.export.artifact import read_onnx
 from lhanet_export.runners.onnxruntime_cuda import OnnxRuntimeCudaRunner
 
 CUDA = "CUDAExecutionProvider"
+OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 RTX_3060 = (Gpu(name="NVIDIA GeForce RTX 3060", compute_capability="8.6", memory_bytes=12 << 30),)
 
 
@@ -105,7 +106,7 @@ def test_input_and_output_stay_on_the_gpu(graph: Path) -> None:
         with pytest.raises(RefusedInput):
             runner.infer(np.zeros((1, 1, 8, 8, 8), np.float32))
     # FP32 is not computed in TF32, and memory is asked for once for a size.
-    assert module.calls == ["preload", [(CUDA, {"use_tf32": "0"})], *["allocate float32 cuda 0"] * 3]
+    assert module.calls == ["preload", [(CUDA, OPTIONS)], *["allocate float32 cuda 0"] * 3]
     with pytest.raises(ValueError, match="closed"):
         runner.infer(image_of())
 
