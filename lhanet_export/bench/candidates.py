@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lhanet_export.bench.conditions import cpu_has_bf16
 from lhanet_export.bench.result import Skipped
 from lhanet_export.engine.gpu import Gpu
 from lhanet_export.engine.manifest import read_manifest
@@ -17,7 +18,9 @@ from lhanet_export.shapes import Shape, SpatialRange, format_shape
 
 DeviceKind = Literal["cpu", "cuda"]
 #: How PyTorch runs the network; `torch_ways` has a function for each.
-TorchKind = Literal["eager", "tf32", "autocast-fp16", "autocast-bf16", "channels-last-fp16", "compiled-fp16", "ours"]
+TorchKind = Literal[
+    "eager", "tf32", "autocast-fp16", "autocast-bf16", "channels-last-fp16", "compiled-fp16", "graphed-fp16", "ours"
+]  # fmt: skip
 #: How a candidate is opened; `worker` has a function for each.
 Kind = TorchKind | Literal["plain-onnx", "onnx", "openvino", "openvino-mixed", "engine"]
 REFERENCE = "eager PyTorch FP32"
@@ -59,7 +62,8 @@ def candidates_for(
     `plain` is PyTorch's own export of the network for volumes of `shape`. Raises `RefusedInput` for a model that is
     none.
     """
-    found, skipped = list(_of_torch(device)), []
+    skipped: list[Skipped] = []
+    found = list(_of_torch(device, skipped))
     found.append(Candidate(name="plain export in ONNX Runtime", precision="fp32", kind="plain-onnx", path=plain))
     if device == "cpu" and not gpus:
         skipped.append(Skipped(name="everything on a GPU", reason="there is no NVIDIA GPU here"))
@@ -86,13 +90,17 @@ def candidates_for(
     return found, skipped
 
 
-def _of_torch(device: DeviceKind) -> Iterator[Candidate]:
+def _of_torch(device: DeviceKind, skipped: list[Skipped]) -> Iterator[Candidate]:
     """The network as trained, as PyTorch runs it, and on a GPU our own layers in PyTorch."""
     if device == "cpu":
         yield Candidate(name=REFERENCE, precision="fp32", kind="eager")
         name = "eager PyTorch FP32, PyTorch's own resize"
         yield Candidate(name=name, precision="fp32", kind="eager", public_resize=True)
-        yield Candidate(name="eager PyTorch BF16 autocast", precision="bf16", kind="autocast-bf16")
+        bf16 = Candidate(name="eager PyTorch BF16 autocast", precision="bf16", kind="autocast-bf16")
+        if cpu_has_bf16():
+            yield bf16
+        else:
+            skipped.append(Skipped(name=bf16.name, reason="this CPU has no BF16, and takes minutes for it"))
         return
     yield Candidate(name=REFERENCE, precision="fp32", kind="eager", public_resize=True)
     yield Candidate(name="eager PyTorch FP32, our resize", precision="fp32", kind="eager")
@@ -107,6 +115,7 @@ _ON_GPU: tuple[tuple[str, str, TorchKind], ...] = (
     ("eager PyTorch BF16 autocast", "bf16", "autocast-bf16"),
     ("eager PyTorch FP16, channels last", "fp16", "channels-last-fp16"),
     ("torch.compile FP16, channels last", "fp16", "compiled-fp16"),
+    ("torch.compile FP16, channels last, CUDA graph", "fp16", "graphed-fp16"),
 )
 
 
@@ -150,9 +159,22 @@ def _openvino(skipped: list[Skipped]) -> Literal["fp32", "mixed"] | None:
     return "mixed" if has_bf16 else "fp32"
 
 
-def flag_of(candidate: Candidate, torch_version: str) -> str | None:
-    """What is known to be wrong with a baseline: a gain over it would be a gain over somebody's mistake."""
-    half = candidate.path is None and candidate.network == "as-trained" and candidate.precision in ("fp16", "bf16")
-    if half and torch_version.startswith("2.9."):
-        return f"3-D convolutions in half precision are about four times too slow in torch {torch_version}"
+def flag_of(candidate: Candidate, torch_version: str, cudnn_version: int | None) -> str | None:
+    """What is known to be wrong with a baseline: a gain over it would be a gain over somebody's mistake.
+
+    cuDNN 9.8 to 9.14 computes 3-D convolutions in half precision wrongly unless channels are last. torch 2.9.0 does
+    without cuDNN for them whatever its version, later ones for those versions: several times the time and the memory.
+    https://github.com/pytorch/pytorch/issues/166122, https://github.com/pytorch/pytorch/issues/166643
+    """
+    if candidate.kind not in ("autocast-fp16", "autocast-bf16", "ours") or cudnn_version is None:
+        return None
+    if torch_version.startswith("2.9.0"):
+        return f"torch {torch_version} does without cuDNN for these 3-D convolutions, and takes several times as long"
+    if 90800 <= cudnn_version < 91500:
+        return f"3-D convolutions are slow or wrong with cuDNN {cudnn_text(cudnn_version)}; install 9.15 or newer"
     return None
+
+
+def cudnn_text(version: int) -> str:
+    """91501 as `9.15.1`."""
+    return f"{version // 10000}.{version // 100 % 100}.{version % 100}"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lhanet_export.engine.gpu import bus_id_of_first_gpu
 from lhanet_export.errors import EnvironmentLacks
 
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
@@ -24,6 +26,8 @@ _VERSION_BYTES = 80  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
 #: One question with room for more processes than a GPU has contexts for saves asking how many there are.
 _MOST_PROCESSES = 1024
 
+#: Flags in /proc/cpuinfo, and what everybody else calls them.
+_INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "BF16", "amx_bf16": "AMX"}
 _ROOT = Path("/")
 
 
@@ -85,11 +89,11 @@ class CpuConditions:
     load: float | None
 
 
-def gpu_conditions(library: Any = None) -> GpuConditions | None:
-    """What the driver says of the first GPU; None without NVML or without a GPU.
+def gpu_conditions(library: Any = None, driver: Any = None) -> GpuConditions | None:
+    """What the driver says of the GPU that CUDA programs see first here; None without NVML or without a GPU.
 
-    The first one by PCI bus, whatever `CUDA_VISIBLE_DEVICES` says. Takes milliseconds, so it is nothing to ask while
-    something is timed. `library` stands in for NVML.
+    Takes milliseconds, so it is nothing to ask while something is timed. `library` stands in for NVML, `driver` for
+    CUDA's.
     """
     if library is None:
         try:
@@ -99,12 +103,37 @@ def gpu_conditions(library: Any = None) -> GpuConditions | None:
     if library.nvmlInit_v2() != 0:
         return None
     try:
-        device = ctypes.c_void_p()
-        if library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) != 0:
+        device, bus_id = ctypes.c_void_p(), bus_id_of_first_gpu(driver)
+        if bus_id is None or library.nvmlDeviceGetHandleByPciBusId_v2(bus_id.encode(), ctypes.byref(device)) != 0:
             return None
         return _conditions(library, device)
     finally:
         library.nvmlShutdown()
+
+
+def cpu_name(root: Path = _ROOT) -> str:
+    """What Linux calls the processor, and the instructions that decide how fast a network is on it; else its kind.
+
+    Processors of one name differ in them: `AMD EPYC (AVX2)`, `AMD EPYC (AVX2, AVX-512, BF16)`.
+    """
+    facts = _first_core(root)
+    flags = facts.get("flags", "").split()
+    known = ", ".join(name for flag, name in _INSTRUCTIONS.items() if flag in flags)
+    return facts.get("model name", platform.machine()) + (f" ({known})" if known else "")
+
+
+def cpu_has_bf16(root: Path = _ROOT) -> bool:
+    """Whether the processor has arithmetic for BF16, as far as Linux tells; without, it takes minutes."""
+    facts = _first_core(root)
+    # On ARM the line has another name.
+    return bool(
+        {"avx512_bf16", "amx_bf16", "bf16"}.intersection(f"{facts.get('flags')} {facts.get('Features')}".split())
+    )
+
+
+def _first_core(root: Path) -> dict[str, str]:
+    lines = _text(root / "proc/cpuinfo").split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def cpu_conditions(root: Path = _ROOT) -> CpuConditions:
@@ -206,9 +235,9 @@ def _process_bytes(library: Any, device: ctypes.c_void_p) -> int | None:
     count, found = ctypes.c_uint(_MOST_PROCESSES), (_Process * _MOST_PROCESSES)()
     if function(device, ctypes.byref(count), found) != 0:
         return None
-    # With MIG a process has an entry in each instance that it uses.
+    # With MIG a process has an entry in each instance that it uses. In some containers there is one that says 0.
     own = [entry.used_bytes for entry in found[: count.value] if entry.pid == os.getpid()]
-    return None if not own or _NOT_AVAILABLE in own else sum(own)
+    return None if _NOT_AVAILABLE in own else sum(own) or None
 
 
 def _text(path: Path) -> str:

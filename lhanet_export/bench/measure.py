@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from lhanet_export.bench import worker
-from lhanet_export.bench.candidates import Candidate, DeviceKind, flag_of
-from lhanet_export.bench.conditions import available_bytes, gpu_conditions
+from lhanet_export.bench.candidates import Candidate, DeviceKind, cudnn_text, flag_of
+from lhanet_export.bench.conditions import available_bytes, cpu_name, gpu_conditions
 from lhanet_export.bench.result import Bench, Device, Row, Skipped
 from lhanet_export.engine.gpu import find_gpus
 from lhanet_export.errors import EnvironmentLacks, OutOfMemory, RefusedInput
@@ -55,17 +55,17 @@ class _Running:
     candidate: Candidate
     process: ProcessPoolExecutor
     ready_seconds: float
-    opening_peak_bytes: int
     first_seconds: float
+    opening_peak: worker.Memory
+    #: PyTorch's cuDNN, where it has one and the candidate is of PyTorch.
+    cudnn: int | None
     seconds: list[float] = field(default_factory=list)
     copies: list[float] = field(default_factory=list)
     conditions: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    #: The most memory of the rounds, once they are over.
+    peak: worker.Memory | None = None
     relative_l2: float = 0.0
     label_agreement: float = 1.0
-
-    def peak(self) -> worker.Memory:
-        """What its process says of its memory."""
-        return self.process.submit(worker.running_peak).result()
 
 
 def measure(
@@ -89,15 +89,17 @@ def measure(
             group = _Group(plan, stack, failed, progress)
             later = group.open(reference, waiting)
             group.take_turns()
-            peaks = [one.peak() for one in group.running]
+            for one in group.running:
+                one.peak = one.process.submit(worker.running_peak).result()
             group.compare(folder)
-            found = [_row(one, group.running[0], peak) for one, peak in zip(group.running, peaks, strict=True)]
+            found = [_row(one, group.running[0]) for one in group.running]
+            cudnn = group.running[0].cudnn
         rows += found[1:] if rows else found
         waiting = [*later, *group.without_room]
     return Bench(
         date=date.today().isoformat(),
         command=plan.command,
-        machine=dict(_versions()),
+        machine=dict(_versions()) | ({"cudnn": cudnn_text(cudnn)} if cudnn else {}),
         device=device_of(plan.device),
         checkpoint=plan.identity,
         shape=plan.shape,
@@ -158,9 +160,13 @@ class _Group:
         with self._progress.step(f"compare on {len(self._cases)} volumes", total=len(self._cases)) as advance:
             for case in self._cases:
                 reference: np.ndarray | None = None
-                for one in self.running:
+                for one in list(self.running):
                     path = folder / "output.npy"
-                    one.process.submit(worker.save_inference, case, path).result()
+                    try:
+                        one.process.submit(worker.save_inference, case, path).result()
+                    except _FAILURES as error:
+                        self._leave(one, error)
+                        continue
                     output = np.load(path)
                     if reference is None:
                         reference = output
@@ -178,26 +184,32 @@ class _Group:
         )  # fmt: skip
         with self._progress.step(f"open {candidate.name}"):
             process = self._stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            return _Running(
-                candidate=candidate,
-                process=process,
-                ready_seconds=process.submit(worker.open_candidate, candidate, task).result(),
-                opening_peak_bytes=process.submit(worker.opening_peak_bytes).result(),
-                first_seconds=process.submit(worker.timed_inference).result(),
-            )
+            try:
+                return _Running(
+                    candidate=candidate,
+                    process=process,
+                    ready_seconds=process.submit(worker.open_candidate, candidate, task).result(),
+                    first_seconds=process.submit(worker.timed_inference).result(),
+                    opening_peak=process.submit(worker.opening_peak).result(),
+                    cudnn=process.submit(worker.cudnn_version).result(),
+                )
+            except _FAILURES:
+                # Its memory is for the others.
+                process.shutdown()
+                raise
 
     def _has_room(self) -> bool:
         """Whether one more is likely to find the memory that it needs, and the others theirs when it is their turn."""
         available = available_bytes(self._plan.device)
-        peaks = [one.peak() for one in self.running]
+        peaks = [one.opening_peak for one in self.running]
         largest = max(peak.resident if self._plan.device == "cpu" else peak.process or 0 for peak in peaks)
         return available is None or available > 2 * largest
 
     def _leave(self, one: _Running, error: BaseException) -> None:
+        if one is self.running[0]:
+            raise EnvironmentLacks(f"the reference, {one.candidate.name}, did not run: {_first_line(error)}") from error
         self.running.remove(one)
         one.process.shutdown()
-        if not self.running or one.candidate == self.running[0].candidate:
-            raise EnvironmentLacks(f"the reference, {one.candidate.name}, did not run: {_first_line(error)}") from error
         self._give_up(one.candidate, error)
 
     def _give_up(self, candidate: Candidate, error: BaseException) -> None:
@@ -208,8 +220,8 @@ class _Group:
             self._failed.append(Skipped(name=candidate.name, reason=f"it did not run: {_first_line(error)}"))
 
 
-def _row(one: _Running, reference: _Running, peak: worker.Memory) -> Row:
-    peak_bytes = peak.process or peak.allocator or peak.resident
+def _row(one: _Running, reference: _Running) -> Row:
+    assert one.peak is not None, "rows are made after the rounds"
     return Row(
         name=one.candidate.name,
         precision=one.candidate.precision,
@@ -218,15 +230,15 @@ def _row(one: _Running, reference: _Running, peak: worker.Memory) -> Row:
         reference_seconds=float(np.median(reference.seconds)),
         ready_seconds=one.ready_seconds,
         first_seconds=one.first_seconds,
-        opening_peak_bytes=one.opening_peak_bytes,
-        peak_bytes=peak_bytes,
-        peak_kind="process" if peak.process else "allocator" if peak.allocator else "resident",
-        allocator_bytes=peak.allocator,
+        opening_peak_bytes=one.opening_peak.bytes,
+        peak_bytes=one.peak.bytes,
+        peak_kind=one.peak.kind,
+        allocator_bytes=one.peak.allocator,
         copy_seconds=float(np.median(one.copies)) if one.copies else None,
         disk_bytes=sum(path.stat().st_size for path in one.candidate.files) or None,
         relative_l2=one.relative_l2,
         label_agreement=one.label_agreement,
-        flag=flag_of(one.candidate, version("torch")),
+        flag=flag_of(one.candidate, version("torch"), one.cudnn),
         conditions=one.conditions,
     )
 
@@ -240,11 +252,9 @@ def device_of(kind: DeviceKind) -> Device:
             kind="cuda", name=gpu.name, cores=cores, memory_bytes=gpu.memory_bytes,
             driver=found.driver if found else None, compute_capability=gpu.compute_capability,
         )  # fmt: skip
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return Device(
         kind="cpu",
-        name=names[0] if names else platform.machine(),
+        name=cpu_name(),
         cores=cores,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )

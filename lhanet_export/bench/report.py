@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lhanet_export.bench.agreement import agrees, tolerance_of
 from lhanet_export.bench.proof import proof_section
 from lhanet_export.bench.result import SCHEMA
 from lhanet_export.bench.style import style_sheet
 from lhanet_export.bench.svg import Bar, Line, line_chart, share_axis, share_bars
-from lhanet_export.bench.tables import facts_list, numbers_table, table
+from lhanet_export.bench.tables import conditions_table, facts_list, numbers_table, table
 from lhanet_export.bench.units import (
     BILLIONS,
     MEGABYTES,
@@ -31,9 +32,6 @@ from lhanet_export.bench.units import (
 from lhanet_export.errors import RefusedInput
 from lhanet_export.shapes import format_shape
 
-#: A row agrees with the reference where its error is at most the one, or its share of equal labels at least the other.
-AGREES_L2 = 1e-4
-AGREES_LABELS = 0.999
 #: Where charts end. One slow row on a longer scale would leave no room to tell the fast ones apart.
 LONGEST_SHARE = 1.5
 
@@ -96,12 +94,10 @@ def verdict(row: Json, *, reference: bool) -> tuple[str, str, str]:
         return "bad", "✕", "flagged"
     if reference:
         return "plain", "=", "reference"
-    error, labels = number(row["relative_l2"]), number(row["label_agreement"])
-    if (error is not None and error <= AGREES_L2) or (labels is not None and labels >= AGREES_LABELS):
-        return "good", "✓", "agrees"
-    if error is None and labels is None:
+    found = agrees(row)
+    if found is None:
         return "warn", "?", "not compared"
-    return "warn", "!", "differs"
+    return ("good", "✓", "agrees") if found else ("warn", "!", "differs")
 
 
 def _ranking(bench: Json) -> tuple[Json | None, list[str]]:
@@ -163,12 +159,15 @@ def _bench_section(bench: Json, *, alone: bool) -> str:
         )
     said = "" if alone else f"<p>{escape(f'{_sentence(_result(bench))} {_not_counted(bench)}'.strip())}</p>"
     size = format_shape(bench["shape"])
+    conditions = conditions_table(rows)
+    if conditions:
+        conditions = f"<h3>The machine before and after the rounds of each row</h3>\n{conditions}\n"
     return (
         f"<section>\n<h2>{escape(size)} voxels</h2>\n{said}\n"
         f'<ol class="bars">\n{chr(10).join(items)}\n</ol>\n'
         f'<p class="note">{escape(_key(bench))}</p>\n'
         f"<h3>All numbers at {escape(size)}</h3>\n{numbers_table(rows, unit)}\n"
-        f'<p class="note">{escape(_remarks(bench))}</p>\n</section>'
+        f'<p class="note">{escape(_remarks(bench))}</p>\n{conditions}</section>'
     )
 
 
@@ -202,11 +201,17 @@ def _errors(row: Json) -> str:
 
 def _key(bench: Json) -> str:
     name = bench["rows"][0]["name"]
+    asked = [
+        f"{allowed.relative_l2:.0e} and {100 * allowed.label_agreement:g} % for {precision.upper()}"
+        for precision in dict.fromkeys(row["precision"] for row in bench["rows"])
+        for allowed in [tolerance_of(precision)]
+    ]
     return (
         f"Bars: median time and peak memory as shares of {name}'s, which are 100 %; whiskers from the 10th to the 90th "
         f"percentile of the times; speed: how many times as fast as {name}. A row agrees where the relative L2 error "
-        f"of its output is at most {AGREES_L2:.0e}, or at least {100 * AGREES_LABELS:.1f} % of its labels are equal; "
-        "bars of a flagged row are dashed outlines. A bar with a tip goes on beyond the scale."
+        "of its output is at most, and the share of equal labels at least, what the parity gate asks of its number "
+        f"format ({'; '.join(asked)}); bars of a flagged row are dashed outlines. A bar with a tip goes on beyond the "
+        "scale."
     )
 
 
@@ -221,6 +226,8 @@ def _remarks(bench: Json) -> str:
     )
     if bench["device"]["kind"] == "cpu":
         text += " On a CPU there are no copies to a card."
+    if any(row["precision"] == "tf32" for row in bench["rows"]):
+        text += " PyTorch's own default is the TF32 row for convolutions; the FP32 rows are told to do without TF32."
     work = {key: number(value) for key, value in bench["work"].items()}
     if work.get("multiply_adds"):
         text += f" The counted graph does {BILLIONS.text(work['multiply_adds'])} multiply-adds at this size"

@@ -42,10 +42,10 @@ class Row:
     #: From nothing to ready for the first inference, and the first inference itself.
     ready_seconds: float
     first_seconds: float
-    #: The most memory until then; None where it was not looked at.
+    #: The most memory until after that, and that of any inference since; the first is None where it was not looked at.
     opening_peak_bytes: int | None = None
     peak_bytes: int
-    #: What that is of: a process's resident memory, on a GPU the whole process by NVML, or torch's allocator alone.
+    #: What they are of: a process's resident memory, on a GPU the whole process by NVML, or torch's allocator alone.
     peak_kind: Literal["resident", "process", "allocator"]
     #: The most that torch's allocator held on a GPU; None for what does not use it.
     allocator_bytes: int | None = None

@@ -75,7 +75,5 @@ def benches_of(checkpoint: str, models: Sequence[Path], order: Order, progress: 
 
 def facts_of(benches: Sequence[Bench]) -> dict[str, Any]:
     """All that benches say, as JSON values, and what follows from it: how near to a card's peaks, how it scales."""
-    return {
-        "benches": [bench.as_json() | rooflines(bench) for bench in benches],
-        "scaling": scalings(benches),
-    }
+    told = [bench.as_json() | rooflines(bench) for bench in benches]
+    return {"benches": told, "scaling": scalings(told)}

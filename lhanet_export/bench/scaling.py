@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
-from lhanet_export.bench.result import Bench
 from lhanet_export.errors import RefusedInput
 
 
@@ -24,16 +23,17 @@ class Point:
     bytes: int
 
 
-def scalings(benches: Sequence[Bench]) -> dict[str, Any] | None:
+def scalings(benches: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Points and `scaling` of each row that was measured at two sizes or more; None if none was.
 
-    As JSON values: `points` (`name`, `voxels`, `seconds`, `peak_bytes`) and `fits`, in the order of first appearance.
+    Benches are given as JSON values, and so is the result: `points` (`name`, `voxels`, `seconds`, `peak_bytes`) and
+    `fits`, in the order of first appearance.
     """
     points: dict[str, list[Point]] = defaultdict(list)
     for bench in benches:
-        for row in bench.rows:
-            point = Point(voxels=math.prod(bench.shape), seconds=row.median_seconds, bytes=row.peak_bytes)
-            points[row.name].append(point)
+        for row in bench["rows"]:
+            point = Point(voxels=math.prod(bench["shape"]), seconds=row["median_seconds"], bytes=row["peak_bytes"])
+            points[row["name"]].append(point)
     several = {name: found for name, found in points.items() if len({point.voxels for point in found}) > 1}
     if not several:
         return None

@@ -72,9 +72,29 @@ def numbers_table(rows: Sequence[Json], unit: Unit) -> str:
             columns[heading] = column(key, text)
     columns["Relative L2"] = column("relative_l2", scientific)
     columns["Labels equal"] = column("label_agreement", equal_labels)
-    if any(row.get("conditions") for row in rows):
-        columns["Conditions"] = lambda row: _fact_text("conditions", row.get("conditions")) or NOT_MEASURED
     return table(rows, columns)
+
+
+#: What `conditions` calls a number, and how a reader does.
+_CONDITIONS = {
+    "mhz": "Clock (MHz)", "load": "Load", "sm_mhz": "Clock (MHz)", "memory_mhz": "Memory's clock (MHz)",
+    "celsius": "Temperature (°C)", "watts": "Power (W)", "busy_percent": "Busy (%)",
+    "process_bytes": "Own memory (MB)", "used_bytes": "Memory in use (MB)", "total_bytes": "Memory (MB)",
+}  # fmt: skip
+
+
+def conditions_table(rows: Sequence[Json]) -> str:
+    """Clocks, temperature, load and the like before and after the rounds of each row; nothing if nobody told."""
+    taken = [numbers for row in rows for numbers in row["conditions"].values()]
+    names = dict.fromkeys(name for numbers in taken for name in numbers)
+    if not names:
+        return ""
+
+    def column(name: str) -> Callable[[Json], str]:
+        text = MEGABYTES.bare if name.endswith(_BYTES) else figure
+        return lambda row: " → ".join(text(one.get(name)) for one in row["conditions"].values()) or NOT_MEASURED
+
+    return table(rows, {_CONDITIONS.get(name, _fact_name(name)): column(name) for name in names})
 
 
 def facts_list(facts: Mapping[str, Any]) -> str:

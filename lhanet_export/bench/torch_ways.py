@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from lhanet_export.model.checkpoint import load_checkpoint
 from lhanet_export.model.network import LHANet
 
 Forward = Callable[[Tensor], Tensor]
+#: Makes what runs a network, which lies on the host, for volumes like one that is given, on that one's device; contexts
+#: that have to stay open go to the stack.
+Way = Callable[[LHANet, Tensor, ExitStack], Forward]
 
 
 class TorchWay:
-    """A network on a device, and one volume (N,1,D,H,W) there that it is timed on."""
+    """A network on a device, and one volume (N,1,D,H,W) there that it is timed on; until `close`."""
 
     def __init__(self, candidate: Candidate, checkpoint: Path, image: np.ndarray, device: DeviceKind) -> None:
         if device == "cuda" and not torch.cuda.is_available():
@@ -33,6 +38,7 @@ class TorchWay:
             )
         if candidate.public_resize:
             use_torchs_resize()
+        self._uncounted = candidate.kind == "graphed-fp16"
         self._device = torch.device(device)
         self._on_gpu = device == "cuda"
         if self._on_gpu:
@@ -43,8 +49,12 @@ class TorchWay:
         if self._on_gpu:
             self._host = self._host.pin_memory()
         self._image = self._host.to(self._device)
-        with torch.inference_mode():
-            self._forward = _WAYS[candidate.kind](load_checkpoint(checkpoint).eval().to(self._device), self._image)
+        self._open = ExitStack()
+        self._forward = _WAYS[candidate.kind](load_checkpoint(checkpoint).eval(), self._image, self._open)
+
+    def close(self) -> None:
+        """Leave what the way has set for this thread."""
+        self._open.close()
 
     def infer(self, image: np.ndarray) -> np.ndarray:
         """Logits (N,K,D,H,W) float32 of another volume of the same size."""
@@ -67,11 +77,17 @@ class TorchWay:
             return coming + self._timed(lambda: target.copy_(logits, non_blocking=True))
 
     def allocator_bytes(self) -> int | None:
-        """The most that torch's allocator held on the GPU since the network was ready; None on a CPU."""
-        return torch.cuda.max_memory_allocated() if self._on_gpu else None
+        """The most that torch's allocator held on the GPU; None on a CPU, and where it does not count.
+
+        It does not when CUDA graphs are replayed; ours was counted when it was captured.
+        """
+        if not self._on_gpu or self._uncounted:
+            return None
+        captured = self._forward.peak_bytes if isinstance(self._forward, _Captured) else 0
+        return max(captured, torch.cuda.max_memory_allocated())
 
     def count_memory_from_here(self) -> None:
-        """What was needed to open the network does not count any more."""
+        """What was needed until now does not count any more."""
         if self._on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -95,70 +111,86 @@ class TorchWay:
         return float(begin.elapsed_time(end)) / 1000
 
 
-def _as_it_is(network: LHANet, image: Tensor) -> Forward:
-    return network
+def _as_it_is(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
+    return network.to(image.device)
 
 
-def _autocast(dtype: torch.dtype) -> Callable[[LHANet, Tensor], Forward]:
-    def way(network: LHANet, image: Tensor) -> Forward:
-        def forward(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, dtype):
-                return network(x)
+def _autocast(dtype: torch.dtype) -> Way:
+    """Autocast over all inferences, as over the windows of a scan: weights are brought to `dtype` once."""
 
-        return forward
+    def way(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
+        # Not in inference mode: leaving that would leave this, too.
+        stack.enter_context(torch.autocast(image.device.type, dtype))
+        return network.to(image.device)
 
     return way
 
 
-def _channels_last(network: LHANet, image: Tensor) -> Forward:
-    network.half().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+def _channels_last(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
+    network.half().to(image.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return lambda x: network(x.half().contiguous(memory_format=torch.channels_last_3d))
 
 
-def _compiled(network: LHANet, image: Tensor) -> Forward:
-    forward: Forward = torch.compile(_channels_last(network, image), dynamic=False)
-    # Compiles, and finds here what cannot be compiled.
-    forward(image)
+@torch.inference_mode()
+def _compiled(network: LHANet, image: Tensor, stack: ExitStack, *, mode: str) -> Forward:
+    """`torch.compile` of the network in FP16, channels last; what cannot be compiled is found here."""
+    forward: Forward = torch.compile(_channels_last(network, image, stack), dynamic=False, mode=mode)
+    # The first run compiles, and where there are CUDA graphs the second one captures.
+    for _ in range(3):
+        forward(image)
     return forward
 
 
-def _ours(network: LHANet, image: Tensor) -> Forward:
+@torch.inference_mode()
+def _ours(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
     """The network that is exported, in FP16; on a GPU captured once and replayed."""
-    layers = InferenceNetwork(network, Target()).half()
+    layers = InferenceNetwork(network, Target()).half().to(image.device)
 
     def inference(x: Tensor) -> Tensor:
         # Matrices of resizes are made in FP32, where a place near 200 is exact; this brings them to FP16 when used.
         with torch.autocast(x.device.type, torch.float16):
             return layers(x)
 
-    if image.device.type != "cuda":
-        return lambda x: inference(x.half())
-    fixed = image.half()
-    # What is set up in a first run cannot be captured: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            inference(fixed)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = inference(fixed)
-
-    def forward(x: Tensor) -> Tensor:
-        fixed.copy_(x)
-        graph.replay()
-        return logits
-
-    return forward
+    if image.device.type == "cuda":
+        return _Captured(inference, image.half())
+    return lambda x: inference(x.half())
 
 
-_WAYS: dict[str, Callable[[LHANet, Tensor], Forward]] = {
+class _Captured:
+    """An inference as a CUDA graph. It holds what it was made of: a graph does not keep its weights alive itself."""
+
+    def __init__(self, inference: Forward, image: Tensor) -> None:
+        self._inference, self._image = inference, image
+        # What is set up in a first run cannot be captured:
+        # https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                inference(image)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = inference(image)
+        #: The most that torch's allocator held, weights included; a replay takes the same memory without telling it.
+        self.peak_bytes = torch.cuda.max_memory_allocated()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The logits, overwritten by the next call."""
+        self._image.copy_(x)
+        self._graph.replay()
+        return self._logits
+
+
+_WAYS: dict[str, Way] = {
     "eager": _as_it_is,
     "tf32": _as_it_is,
     "autocast-fp16": _autocast(torch.float16),
     "autocast-bf16": _autocast(torch.bfloat16),
     "channels-last-fp16": _channels_last,
-    "compiled-fp16": _compiled,
+    "compiled-fp16": partial(_compiled, mode="default"),
+    "graphed-fp16": partial(_compiled, mode="reduce-overhead"),
     "ours": _ours,
 }

@@ -6,17 +6,18 @@ The functions are called one after the other in a child process; `measure` is wh
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from lhanet_export.bench.candidates import Candidate, DeviceKind
+from lhanet_export.bench.candidates import Candidate, DeviceKind, TorchKind
 from lhanet_export.bench.conditions import cpu_conditions, gpu_conditions, peak_resident_bytes, reset_peak_resident
 from lhanet_export.engine.backends import is_out_of_memory
 from lhanet_export.errors import OutOfMemory
@@ -43,7 +44,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Peak bytes since a candidate was opened; None where nobody tells, or where there is no GPU.
+    """Peak bytes of a candidate's process; None where nobody tells, or where there is no GPU.
 
     `process` is the GPU's memory of the whole process as the driver counts it, `allocator` that of torch's allocator.
     """
@@ -51,6 +52,16 @@ class Memory:
     resident: int
     process: int | None = None
     allocator: int | None = None
+
+    @property
+    def kind(self) -> Literal["resident", "process", "allocator"]:
+        """Which of them counts: of what is known, what says most of a GPU."""
+        return "process" if self.process else "allocator" if self.allocator else "resident"
+
+    @property
+    def bytes(self) -> int:
+        """The one that counts."""
+        return self.process or self.allocator or self.resident
 
 
 class Way(Protocol):
@@ -69,7 +80,7 @@ class Way(Protocol):
         """The most that torch's allocator held on a GPU; None for what does not use it."""
 
     def count_memory_from_here(self) -> None:
-        """What was needed to open the candidate does not count any more."""
+        """What was needed until now does not count any more."""
 
     def rest(self) -> None:
         """Give memory back that the next inference can ask for again."""
@@ -80,8 +91,8 @@ class _Opened:
 
     way: Way
     on_gpu = False
-    #: Memory of the GPU in use before anything of this process was there.
-    used_before = 0
+    #: The GPU's memory in use when this turn began, and how much of that was this process's own.
+    used_before, own_before = 0, 0
     process_peak: int | None = None
     stack = ExitStack()
 
@@ -89,50 +100,61 @@ class _Opened:
 def open_candidate(candidate: Candidate, task: Task) -> float:
     """Make this process run one candidate; the seconds until it was ready for its first inference."""
     _Opened.on_gpu = task.device == "cuda"
-    found = gpu_conditions() if _Opened.on_gpu else None
-    _Opened.used_before = (found.used_bytes or 0) if found else 0
     image = task.case.image
-    started = time.perf_counter()
-    with _memory_named():
+    with _turn():
+        started = time.perf_counter()
         _Opened.way = _OPENERS[candidate.kind](candidate, task, image)
-    return time.perf_counter() - started
+        return time.perf_counter() - started
 
 
-def opening_peak_bytes() -> int:
-    """The most resident memory until now; counting starts again after it."""
-    peak = peak_resident_bytes()
+def opening_peak() -> Memory:
+    """The most memory until now; counting starts again after it.
+
+    Asked after a first inference, which may try several algorithms and need memory for each: one that is asked for its
+    thousandth scan does not. So a row's peak is that of any inference but the first.
+    """
+    peak = running_peak()
     reset_peak_resident()
-    _Opened.way.count_memory_from_here()
+    _Opened.process_peak = None
+    with _turn():
+        _Opened.way.count_memory_from_here()
     return peak
 
 
 def timed_inference(warm_up: bool = False) -> float:
     """Seconds of one inference, after an untimed one if the others' turns have left clocks or memory behind."""
-    with _memory_named():
+    with _turn():
         if warm_up:
             _Opened.way.seconds()
         seconds = _Opened.way.seconds()
-    _look_at_memory()
-    _Opened.way.rest()
+        _look_at_memory()
+        _Opened.way.rest()
     return seconds
 
 
 def copy_seconds() -> float | None:
     """Seconds of the copies between host and GPU; None on a CPU."""
-    seconds = _Opened.way.copy_seconds()
-    _Opened.way.rest()
+    with _turn():
+        seconds = _Opened.way.copy_seconds()
+        _Opened.way.rest()
     return seconds
 
 
 def save_inference(case: RuleCase, target: Path) -> None:
     """Write the output for another volume of the same size into a file."""
-    with _memory_named():
+    with _turn():
         np.save(target, _Opened.way.infer(case.image))
-    _Opened.way.rest()
+        _Opened.way.rest()
+
+
+def cudnn_version() -> int | None:
+    """The version of cuDNN that PyTorch uses on a GPU, 91501 for 9.15.1; None where it uses none."""
+    torch = sys.modules.get("torch")
+    return torch.backends.cudnn.version() if torch is not None and _Opened.on_gpu else None
 
 
 def running_peak() -> Memory:
-    """The most memory since `opening_peak_bytes`, mapped files included."""
+    """The most memory since `opening_peak`, or since the process began; mapped files included."""
     return Memory(resident=peak_resident_bytes(), process=_Opened.process_peak, allocator=_Opened.way.allocator_bytes())
 
 
@@ -149,29 +171,40 @@ def be_quiet() -> None:
     os.environ.update(QUIET)
 
 
+def _used_bytes() -> int:
+    """The GPU's memory in use by everybody; 0 where the driver does not tell."""
+    found = gpu_conditions() if _Opened.on_gpu else None
+    return (found.used_bytes or 0) if found else 0
+
+
 def _look_at_memory() -> None:
     """Note what the driver counts for this process; it does not keep a peak, but nothing was given back yet."""
     found = gpu_conditions() if _Opened.on_gpu else None
     if found is None:
         return
-    # In containers the driver does not know processes by their number; then what came since it was empty is ours,
-    # because the others' memory does not change while it is not their turn.
+    # In containers the driver may not know processes by their number.
     now = found.process_bytes
     if now is None and found.used_bytes is not None:
-        now = found.used_bytes - _Opened.used_before
+        now = _Opened.own_before + found.used_bytes - _Opened.used_before
     if now is not None:
         _Opened.process_peak = max(now, _Opened.process_peak or 0)
 
 
 @contextmanager
-def _memory_named() -> Iterator[None]:
-    """An error of torch's about memory becomes ours, which the parent process knows without torch."""
+def _turn() -> Iterator[None]:
+    """While a candidate is asked for something, nobody else changes the GPU's memory; what it holds then is noted.
+
+    An error of torch's about memory becomes ours, which the parent process knows without torch.
+    """
+    _Opened.used_before = _used_bytes()
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(str(error)):
             raise OutOfMemory(str(error).partition("\n")[0]) from error
         raise
+    finally:
+        _Opened.own_before += _used_bytes() - _Opened.used_before
 
 
 class _OnHost:
@@ -225,13 +258,14 @@ class _InOnnxRuntimeCuda(_OnHost):
     def __init__(self, path: Path, image: np.ndarray, half_io: bool) -> None:
         from lhanet_export.runners.onnxruntime_cuda import CudaSession
 
-        super().__init__(self._infer, image)
+        self._dtype = np.float16 if half_io else np.float32
+        # What is timed is copies, not the host's way from one type to the other.
+        super().__init__(self._infer, image.astype(self._dtype))
         self._session = CudaSession(path)
-        self._half_io = half_io
-        self._bring(image)
+        self._session.bring(self._image)
 
     def _infer(self, image: np.ndarray) -> np.ndarray:
-        self._bring(image)
+        self._session.bring(image.astype(self._dtype))
         self._session.run()
         return self._session.fetch().astype(np.float32)
 
@@ -240,10 +274,7 @@ class _InOnnxRuntimeCuda(_OnHost):
 
     def copy_seconds(self) -> float | None:
         self._session.run()
-        return _seconds_of(lambda: self._bring(self._image)) + _seconds_of(self._session.fetch)
-
-    def _bring(self, image: np.ndarray) -> None:
-        self._session.bring(image.astype(np.float16) if self._half_io else image)
+        return _seconds_of(lambda: self._session.bring(self._image)) + _seconds_of(self._session.fetch)
 
 
 def _seconds_of(run: Callable[[], object]) -> float:
@@ -294,15 +325,13 @@ def _engine(candidate: Candidate, task: Task, image: np.ndarray) -> Way:
     from lhanet_export.runners.tensorrt_ import TensorRTRunner
 
     assert candidate.path is not None
-    runner = _Opened.stack.enter_context(TensorRTRunner(candidate.path))
+    runner = _Opened.stack.enter_context(TensorRTRunner(candidate.path, final_kernels=True))
     (slot,) = runner.slots(image.shape, 1)
     return _InEngine(slot, image)
 
 
 _OPENERS: dict[str, Callable[[Candidate, Task, np.ndarray], Way]] = {
-    **dict.fromkeys(
-        ("eager", "tf32", "autocast-fp16", "autocast-bf16", "channels-last-fp16", "compiled-fp16", "ours"), _torch
-    ),
+    **dict.fromkeys(get_args(TorchKind), _torch),
     "plain-onnx": _onnx,
     "onnx": _onnx,
     "openvino": partial(_openvino, precision="fp32"),

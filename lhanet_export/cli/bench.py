@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from lhanet_export.cli.options import OutputPath, checkpoint_option, command, json_option, shape_option
-from lhanet_export.cli.show import Show, format_bytes
+from lhanet_export.cli.show import Show, format_bytes, format_seconds
 from lhanet_export.files import staged
 from lhanet_export.shapes import Shape, format_shape
 
@@ -57,35 +57,68 @@ def bench(
     facts = facts_of(found)
     for one, told in zip(found, facts["benches"], strict=True):
         _say(one, told, show)
+    if facts["scaling"] is not None:
+        _say_scaling(facts["scaling"], show)
     if report is not None:
         write_report(report, facts, f"LHA-Net, {checkpoint}")
     show.facts(facts)
 
 
 def _say(found: Bench, facts: dict[str, Any], show: Show) -> None:
-    def cells(row: Row) -> tuple[str, ...]:
-        low, high = (row.percentile_seconds(share) for share in (10, 90))
-        share = found.share_of_peak_memory(row)
+    from lhanet_export.bench.agreement import agrees
+
+    said = {True: "yes", False: "no", None: "not compared"}
+
+    def cells(row: Row, told: dict[str, Any]) -> tuple[str, ...]:
+        share = told["share_of_peak_memory"]
         return (
-            row.name + (" (flagged)" if row.flag else ""),
-            f"{row.median_seconds:.3g} s", f"{low:.3g} - {high:.3g}",
-            f"{row.reference_seconds / row.median_seconds:.2f}x", format_bytes(row.peak_bytes),
-            "" if share is None else f"{share:.0%}", f"{row.relative_l2:.1e}", f"{row.label_agreement:.3%}",
+            row.name + (" (flagged)" if row.flag else ""), f"{row.median_seconds:.3g} s", f"{told['speedup']:.2f}x",
+            format_bytes(row.peak_bytes), "" if share is None else f"{share:.0%}", f"{row.relative_l2:.1e}",
+            f"{row.label_agreement:.3%}", "reference" if row is found.rows[0] else said[agrees(told)],
         )  # fmt: skip
 
     where = f"{found.device.name}, {found.threads} threads" if found.device.kind == "cpu" else found.device.name
-    headings = ("", "median", "p10 to p90", "gain", "memory", "share", "L2 error", "labels")
-    show.table(f"One inference at {format_shape(found.shape)}, {where}", [cells(row) for row in found.rows], headings)
-    show.line("Gain and share are against the first row, memory is the peak; errors are the worst of all volumes.")
+    show.table(
+        f"One inference at {format_shape(found.shape)}, {where}",
+        [cells(row, told) for row, told in zip(found.rows, facts["rows"], strict=True)],
+        ("", "median", "gain", "memory", "share", "L2 error", "labels", "agrees"),
+    )
+    show.line(
+        "Gain and share are against the first row, memory is the peak; errors are the worst of all volumes, and agree "
+        "where they are within what verify asks of the number format."
+    )
     for row in found.rows:
         if row.flag:
             show.line(f"{row.name}: {row.flag}")
+    show.table(
+        "Of the same inferences, and what comes before and beside them",
+        [
+            (row.name, f"{told['p10_seconds']:.3g} - {told['p90_seconds']:.3g} s", f"{told['voxels_per_second']:,.0f}",
+             format_seconds(row.ready_seconds), f"{row.first_seconds:.3g} s",
+             format_bytes(row.disk_bytes) if row.disk_bytes else "checkpoint",
+             "none" if row.copy_seconds is None else f"{row.copy_seconds:.3g} s")
+            for row, told in zip(found.rows, facts["rows"], strict=True)
+        ],
+        ("", "p10 to p90", "voxels/s", "ready in", "first call", "on disk", "copies"),
+    )  # fmt: skip
     show.table(
         f"The least time on a {facts['floors'][0]['card']}, computed",
         [(one["precision"], f"{one['seconds'] * 1000:.3g} ms") for one in facts["floors"]],
     )
     if found.skipped:
         show.table("Not measured", [(one.name, one.reason) for one in found.skipped])
+
+
+def _say_scaling(scaling: dict[str, Any], show: Show) -> None:
+    show.table(
+        "Cost by volume: a straight line through the sizes",
+        [
+            (fit["name"], f"{fit['seconds_per_megavoxel']:.3g} s", f"{fit['fixed_seconds']:.3g} s",
+             f"{fit['bytes_per_voxel']:,.0f} B", format_bytes(int(fit["fixed_bytes"])))
+            for fit in scaling["fits"]
+        ],
+        ("", "a million voxels", "fixed", "a voxel", "fixed"),
+    )  # fmt: skip
 
 
 def write_report(target: Path, facts: dict[str, Any], title: str, proof: dict[str, Any] | None = None) -> None:

@@ -17,6 +17,7 @@ from lhanet_export.bench.units import MEGABYTES, equal_labels, figure, number, p
 from lhanet_export.errors import RefusedInput
 
 EAGER = "eager FP32"
+HALVES = ("fp16", "bf16", "tf32", "mixed")
 
 
 def row(name: str, seconds: float, **facts: Any) -> Row:
@@ -151,20 +152,31 @@ def test_a_fast_row_that_is_wrong_is_not_called_the_fastest() -> None:
 @pytest.mark.parametrize(
     ("facts", "word"),
     [
-        ({"relative_l2": 1e-4, "label_agreement": 0.5}, "agrees"),
-        ({"relative_l2": 1.0, "label_agreement": 0.999}, "agrees"),
-        ({"relative_l2": 1.01e-4, "label_agreement": 0.9989}, "differs"),
-        ({"relative_l2": float("nan"), "label_agreement": 0.9989}, "differs"),
+        # What the gate asks of each number format, and of those that it does not know what it asks of FP16.
+        ({"relative_l2": 1e-5, "label_agreement": 0.9999}, "agrees"),
+        ({"relative_l2": 1.01e-5, "label_agreement": 1.0}, "differs"),
+        ({"relative_l2": 0.0, "label_agreement": 0.99989}, "differs"),
+        ({"relative_l2": float("nan"), "label_agreement": 1.0}, "differs"),
+        ({"relative_l2": 0.0, "label_agreement": float("nan")}, "differs"),
+        *(({"relative_l2": 5e-3, "label_agreement": 0.99, "precision": one}, "agrees") for one in HALVES),
+        *(({"relative_l2": 5.01e-3, "label_agreement": 1.0, "precision": one}, "differs") for one in HALVES),
+        *(({"relative_l2": 0.0, "label_agreement": 0.9899, "precision": one}, "differs") for one in HALVES),
+        ({"relative_l2": 0.03, "label_agreement": 0.97, "precision": "int8"}, "agrees"),
+        ({"relative_l2": 0.031, "label_agreement": 0.97, "precision": "int8"}, "differs"),
         ({"relative_l2": float("nan"), "label_agreement": float("nan")}, "not compared"),
         ({"relative_l2": 0.0, "label_agreement": 1.0, "flag": "slow by mistake"}, "flagged"),
     ],
 )
 def test_badges_say_in_a_word_and_a_sign_what_their_colour_says(facts: dict[str, Any], word: str) -> None:
+    facts = {"precision": "fp32"} | facts
     style, sign, found = verdict(facts, reference=False)
     assert found == word
     page = report_html([bench(eager(), row("other", 1.0, **facts))], title="")
     assert f'<span class="badge {style}"><span aria-hidden="true">{sign}</span> {word}</span>' in page
     assert facts.get("flag", "") in text_of(page)
+    # The note beneath names the tolerance of each format on the page.
+    assert "1e-05 and 99.99 % for FP32" in text_of(page)
+    assert ("5e-03 and 99 % for BF16" in text_of(page)) == (facts["precision"] == "bf16")
 
 
 def test_the_table_has_every_number_of_the_json() -> None:
@@ -179,6 +191,20 @@ def test_the_table_has_every_number_of_the_json() -> None:
     for key in ("peak_bytes", "allocator_bytes", "disk_bytes"):
         assert MEGABYTES.bare(values[key]) in cells
     assert {"3.3e-05", "99.9997 %", "50 %", "1.23", "1.14", "1.33", "7.25", "0.0321", "3.24"} <= set(cells)
+
+
+def test_conditions_have_a_table_of_their_own() -> None:
+    hot = {"before": {"sm_mhz": 1980.0, "used_bytes": 2e9}, "after": {"sm_mhz": 1755.0, "used_bytes": 3e9}}
+    text = text_of(report_html([bench(eager(), row("hot", 1.0, conditions=hot))], title=""))
+    assert "Name Clock (MHz) Memory in use (MB)" in text
+    assert f"{EAGER} not measured not measured hot 1,980 → 1,755 2,000 → 3,000" in text
+    assert "before and after the rounds" not in text_of(report_html([bench(eager())], title=""))
+
+
+def test_what_pytorch_does_by_default_is_said() -> None:
+    said = "PyTorch's own default is the TF32 row"
+    assert said in text_of(report_html([bench(eager(), row("quicker", 1.0, precision="tf32"))], title=""))
+    assert said not in full_page()
 
 
 def test_times_of_one_table_have_one_unit() -> None:

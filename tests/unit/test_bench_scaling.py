@@ -1,5 +1,7 @@
 """Lines through measurements at several sizes, with parts that are known beforehand."""
 
+from typing import Any
+
 import pytest
 
 from lhanet_export.bench.result import Bench, Device, Row
@@ -89,8 +91,8 @@ def test_numbers_that_no_measurement_gives_are_refused(point: Point) -> None:
         scaling("ours", [*on_a_line(1000), point])
 
 
-def a_bench(shape: Shape, **seconds: float) -> Bench:
-    return Bench(
+def a_bench(shape: Shape, **seconds: float) -> dict[str, Any]:
+    made = Bench(
         date="2026-11-23",
         command="lhanet-export bench",
         machine={},
@@ -120,6 +122,7 @@ def a_bench(shape: Shape, **seconds: float) -> Bench:
         skipped=[],
         work={},
     )
+    return made.as_json()
 
 
 def test_rows_are_followed_over_sizes_and_left_out_where_there_is_one_only() -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import platform
 import struct
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from lhanet_export.bench.conditions import (
     CpuConditions,
     GpuConditions,
     cpu_conditions,
+    cpu_has_bf16,
+    cpu_name,
     gpu_conditions,
     peak_resident_bytes,
     reset_peak_resident,
@@ -60,8 +63,8 @@ class FakeNvml:
         self.open -= 1
         return 0
 
-    def nvmlDeviceGetHandleByIndex_v2(self, index: int, device: Any) -> int:
-        assert index == 0
+    def nvmlDeviceGetHandleByPciBusId_v2(self, bus_id: bytes, device: Any) -> int:
+        assert bus_id == b"0000:65:00.0"
         return NOT_SUPPORTED if "handle" in self.silent else fill(device, "<Q", HANDLE)
 
     def nvmlSystemGetDriverVersion(self, text: Any, size: int) -> int:
@@ -96,8 +99,26 @@ class FakeNvml:
         return self.status("processes", device) or fill(found, layout, *flat)
 
 
+class FakeCuda:
+    """CUDA's driver, whose first GPU is not the one with the lowest bus id."""
+
+    count = 1
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        assert ordinal == 0
+        return 101 if self.count == 0 else fill(device, "<i", 3)
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, device: ctypes.c_int) -> int:
+        assert device.value == 3 and size == ctypes.sizeof(text) >= len("0000:65:00.0") + 1
+        text.value = b"0000:65:00.0"
+        return 0
+
+
 def asked(library: Any) -> GpuConditions:
-    found = gpu_conditions(library)
+    found = gpu_conditions(library, FakeCuda())
     assert found is not None
     return found
 
@@ -136,7 +157,14 @@ def test_a_driver_without_the_newer_functions_is_asked_for_the_rest(monkeypatch:
 @pytest.mark.parametrize("what", ["init", "handle"])
 def test_without_a_gpu_there_is_nothing_to_tell(what: str) -> None:
     library = FakeNvml(silent=frozenset({what}))
-    assert gpu_conditions(library) is None
+    assert gpu_conditions(library, FakeCuda()) is None
+    assert library.open == 0
+
+
+def test_a_gpu_that_cuda_does_not_see_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeCuda, "count", 0)
+    library = FakeNvml()
+    assert gpu_conditions(library, FakeCuda()) is None
     assert library.open == 0
 
 
@@ -150,7 +178,7 @@ def test_without_nvml_there_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) 
     [
         ([], None),
         ([(MINE + 1, 5)], None),
-        ([(MINE, 0)], 0),
+        ([(MINE, 0)], None),  # some containers
         ([(MINE, 2**64 - 1)], None),  # Windows
         ([(MINE, 3), (1, 9), (MINE, 4)], 7),  # two instances of MIG
         ([(1, 9)] * 500 + [(MINE, 6 << 30)], 6 << 30),
@@ -172,6 +200,40 @@ def test_numbers_are_those_that_are_known() -> None:
 def write(root: Path, name: str, text: str) -> None:
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("fpu avx2 fma", "A CPU (AVX2)"),
+        ("avx2 avx512f avx512_bf16", "A CPU (AVX2, AVX-512, BF16)"),
+        ("avx512f amx_bf16 avx2", "A CPU (AVX2, AVX-512, AMX)"),
+        ("fpu", "A CPU"),
+    ],
+)
+def test_a_processor_is_named_with_what_makes_it_fast(flags: str, name: str, tmp_path: Path) -> None:
+    core = f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n"
+    write(tmp_path, "proc/cpuinfo", f"{core}\n{core.replace(flags, 'other')}")
+    assert cpu_name(tmp_path) == name
+
+
+@pytest.mark.parametrize(
+    ("line", "has_it"),
+    [
+        ("flags : fpu avx2 avx512f", False),
+        ("flags : fpu avx512_bf16", True),
+        ("flags : amx_bf16 amx_tile", True),
+        ("Features : fp asimd i8mm bf16", True),
+        ("", False),
+    ],
+)
+def test_bf16_is_a_matter_of_the_processor(line: str, has_it: bool, tmp_path: Path) -> None:
+    write(tmp_path, "proc/cpuinfo", f"processor : 0\n{line}\n")
+    assert cpu_has_bf16(tmp_path) == has_it
+
+
+def test_a_processor_without_a_name_has_a_kind(tmp_path: Path) -> None:
+    assert cpu_name(tmp_path) == platform.machine()
 
 
 def test_the_frequency_is_the_mean_of_the_cores(tmp_path: Path) -> None:
