@@ -26,12 +26,15 @@ from typing import Any
 import click
 import torch
 from _machine import machine
+from _pages import BENCHMARKS
+from _pages import table as markdown_table
 from _reported import EAGER_MB, PARAMETERS, WEIGHTS_MB
 from _ten_tests import CLASSES, make_networks, mismatches, outcome, ten_tests
 from memory_plans import PLANS
 from torch import nn
 
 from lhanet_export.bench.conditions import gpu_conditions, peak_resident_bytes, reset_peak_resident
+from lhanet_export.bench.public import use_torchs_resize
 from lhanet_export.cli.show import Show, complain, format_bytes
 from lhanet_export.errors import EnvironmentLacks, GateFailed, LhanetExportError
 from lhanet_export.files import staged, write_json
@@ -39,7 +42,7 @@ from lhanet_export.model.network import LHANet
 from lhanet_export.progress import SILENT, Progress
 from lhanet_export.shapes import Shape, format_shape
 
-FIGURES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "report.json"
+FIGURES = BENCHMARKS / "report.json"
 #: Volumes and batches whose memory is measured.
 VOLUMES: tuple[tuple[Shape, int], ...] = (((64, 128, 128), 1), ((96, 192, 192), 1), ((64, 128, 128), 2))
 #: Rows of the table of parameters: how the reader and how the figures call them.
@@ -176,6 +179,8 @@ def inference_memory(preset: str, width: int | None, shape: Shape, batch: int, t
     """Bytes when the network is there, and the most during one eager FP32 inference. For a process made for this."""
     torch.set_num_threads(threads)
     device = compute_device()
+    # As the authors have it.
+    use_torchs_resize()
     with torch.device(device), torch.inference_mode():
         network = LHANet.from_preset(preset, num_classes=CLASSES, base_channels=width).eval()
         volume = torch.randn(batch, 1, *shape)
@@ -212,14 +217,8 @@ def section(figures: dict[str, Any]) -> list[str]:
         "Beside it the authors' model initialization test report of 2025-09-30 (14 classes, RTX 3060).",
     ]
     for table in tables(figures):
-        lines += ["", f"### {table.title}", "", *table.notes, ""]
-        lines += [f"| {' | '.join(map(_cell, row))} |" for row in (table.columns, ["---"] * len(table.columns))]
-        lines += [f"| {' | '.join(map(_cell, row))} |" for row in table.rows]
+        lines += ["", f"### {table.title}", "", *table.notes, "", *markdown_table(table.columns, table.rows)]
     return lines
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:

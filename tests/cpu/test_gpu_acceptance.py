@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lhanet_export.engine.gpu import find_gpus
-from lhanet_export.errors import EnvironmentLacks
+from lhanet_export.bench.candidates import Candidate
+from lhanet_export.bench.torch_ways import TorchWay
+from lhanet_export.engine.gpu import Gpu, find_gpus
+from lhanet_export.errors import EnvironmentLacks, RefusedInput
 from tests.cpu.embed import null_engine
 from tests.unit.test_readme import script
 
@@ -51,6 +56,13 @@ def test_goals_are_of_the_fastest_of_our_fp16_rows(program: Any) -> None:
     assert [row["found"] for row in found] == ["8.00x", "2.00x", "1.60x", "0.40"]
 
 
+def test_the_faster_of_two_compiled_rows_is_the_one_to_beat(program: Any) -> None:
+    graphed = row_of("torch.compile FP16, channels last, CUDA graph", speedup=7.0)
+    assert reached(program, *BASELINES, graphed, row_of("ours", speedup=8.0, network="ours")) == [
+        True, True, False, True
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("wrong", [{"relative_l2": 0.01}, {"relative_l2": None}, {"label_agreement": 0.98}])
 def test_a_fast_row_that_is_wrong_reaches_nothing(program: Any, wrong: dict[str, Any]) -> None:
     assert reached(program, *BASELINES, row_of("ours", speedup=9.0, network="ours", **wrong)) == [False] * 4
@@ -74,7 +86,9 @@ def test_a_dry_run_leaves_every_step_and_goes_on_where_it_was(
         called.append(name)
         if name == "trt":
             null_engine(folder, name=Path(arguments[2]).name)
-        return {"benches": [], "scaling": None} if name == "bench" else {}
+        if name == "onnx":
+            Path(arguments[2]).touch()
+        return {"benches": [{"rows": [], "shape": [33, 48, 48]}], "scaling": None} if name == "bench" else {}
 
     monkeypatch.setattr(program, "command", command)
     monkeypatch.setattr(program, "report", lambda run: {"tests": []})
@@ -84,7 +98,10 @@ def test_a_dry_run_leaves_every_step_and_goes_on_where_it_was(
     # No goal is reached where nothing was measured, but that is for GPUs; a dry run has none.
     assert done.exit_code == 0, done.output
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert found.keys() == {*program.steps(), "summary"}
+    assert found.keys() == {
+        "resize", "report", "engine", "overflow", "endurance", "bench-lightweight-33x48x48", "bench-standard-33x48x48",
+        "summary",
+    }  # fmt: skip
     assert all(facts["dry_run"] and facts["gpu"] is None for facts in found.values())
     assert not found["resize"]["same"], "PyTorch's CPU kernel means something else at the corners"
     assert found["overflow"]["layers"] > 100 and found["overflow"]["not_finite"] == 0
@@ -93,10 +110,11 @@ def test_a_dry_run_leaves_every_step_and_goes_on_where_it_was(
     assert found["engine"]["built_for"] == ["8.6"]
     assert (tmp_path / "bench-standard.html").read_text() == "LHA-Net, standard"
     # Again: nothing is made anew but what is missing.
+    assert called == ["onnx", "trt", "onnx", "bench", "onnx", "onnx", "trt", "bench"]
     called.clear()
-    (tmp_path / "bench-standard.json").unlink()
+    (tmp_path / "bench-standard-33x48x48.json").unlink()
     assert CliRunner().invoke(program.main, options).exit_code == 0
-    assert called == ["onnx", "onnx", "bench"]
+    assert called == ["bench"]
 
 
 def test_a_step_that_fails_is_written_down_and_tried_again(program: Any, tmp_path: Path) -> None:
@@ -113,8 +131,6 @@ def test_a_step_that_fails_is_written_down_and_tried_again(program: Any, tmp_pat
 
 
 def test_outputs_that_change_are_a_failure(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-
     class Drifting:
         def __init__(self, *arguments: Any) -> None:
             self.turn = 0.0
@@ -129,6 +145,96 @@ def test_outputs_that_change_are_a_failure(program: Any, tmp_path: Path, monkeyp
     monkeypatch.setattr(program, "TorchWay", Drifting)
     run = program.Run(folder=tmp_path, device="cpu", width=8, probe=(17, 17, 17), inferences=3)
     assert program.endurance(run)["failed"] == "3 different outputs of one volume"
+
+
+class _Engine:
+    """A runner whose engine computes the network, every logit off by a share of itself."""
+
+    off: float
+    checkpoint: Path
+
+    def __init__(self, path: Path, *, gpus: Sequence[Gpu], final_kernels: bool) -> None:
+        assert final_kernels
+        assert [gpu.compute_capability for gpu in gpus] == ["8.6"], "the library is asked, not the manifest"
+
+    def __enter__(self) -> _Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def slots(self, shape: tuple[int, ...], count: int) -> list[_Engine]:
+        self.image = np.zeros(shape, np.float32)
+        return [self]
+
+    def start(self) -> None:
+        candidate = Candidate(name="", precision="fp32", kind="eager")
+        self._logits = TorchWay(candidate, self.checkpoint, self.image, "cpu").infer(self.image) * (1 + self.off)
+
+    def wait(self) -> np.ndarray:
+        return self._logits
+
+    def network_seconds(self) -> float:
+        return 0.25
+
+
+@pytest.mark.parametrize(("off", "failed"), [(0.0, False), (0.0049, False), (0.0051, True), (float("nan"), True)])
+def test_an_engine_that_runs_is_timed_and_compared(
+    off: float, failed: bool, program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = program.Run(folder=tmp_path, device="cpu", width=8, shapes=("17x17x17",), rounds=3)
+    made = type("Engine", (_Engine,), {"off": off, "checkpoint": Path(run.checkpoint("lightweight"))})
+    monkeypatch.setattr(program, "TensorRTRunner", made)
+    monkeypatch.setattr(program, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(program, "engine_of", lambda run, preset, shape: null_engine(tmp_path))
+    h200 = Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=1 << 37)
+    monkeypatch.setattr(program, "find_gpus", lambda: [h200])
+    found = program.engine(run)
+    assert found["ran"] and found["compute_capability"] == "9.0" and found["median_seconds"] == 0.25
+    assert ("failed" in found) == failed
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_library_that_ends_its_process_is_survived(program: Any) -> None:
+    assert program.apart(len, "abc") == 3
+    with pytest.raises(EnvironmentLacks, match="the library ended its process"):
+        program.apart(os._exit, 1)
+
+
+@pytest.mark.parametrize(("capability", "engines"), [("8.6", 1), ("9.0", 0)])
+def test_engines_are_measured_where_the_card_is_one_of_theirs(
+    capability: str, engines: int, program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, ...]] = []
+
+    def command(*given: str, folder: Path) -> dict[str, Any]:
+        called.append(given)
+        if given[0] == "onnx":
+            Path(given[3]).touch()
+        return {}
+
+    monkeypatch.setattr(program, "command", command)
+    monkeypatch.setattr(program, "find_gpus", lambda: [Gpu(name="", compute_capability=capability, memory_bytes=1)])
+    run = program.Run(folder=tmp_path, device="cuda", width=8, shapes=("17x17x17", "33x33x33"))
+    program.bench(run, "lightweight", "33x33x33")
+    assert [given[0] for given in called] == ["onnx", "onnx", *["trt"] * engines, "bench"]
+    assert sum(one.endswith("lightweight.33x33x33.engine") for one in called[-1]) == engines
+    assert called[0][-1] == "17x17x17:17x17x17:33x33x33"
+    assert called[-1][called[-1].index("--volumes") + 1] == "1"
+
+
+def test_an_engine_that_does_not_load_leaves_the_librarys_words(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Path, **given: Any) -> Any:
+        raise RefusedInput("not an engine for this machine")
+
+    monkeypatch.setattr(program, "TensorRTRunner", refuses)
+    monkeypatch.setattr(program, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(program, "engine_of", lambda run, preset, shape: null_engine(tmp_path))
+    h200 = Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=1 << 37)
+    monkeypatch.setattr(program, "find_gpus", lambda: [h200])
+    found = program.engine(program.Run(folder=tmp_path, device="cpu", width=8, shapes=("17x17x17",)))
+    assert found["said"] == "not an engine for this machine" and not found["ran"] and "failed" not in found
 
 
 def test_without_a_gpu_it_says_what_it_needs(program: Any, tmp_path: Path) -> None:
