@@ -1,6 +1,6 @@
 """What each rewrite of the inference network brings: planned memory, multiply-adds, time on a CPU, error.
 
-    python scripts/ablation.py --json docs/measurements/ablation.json [--checkpoint CHECKPOINT]
+    python scripts/ablation.py --json docs/benchmarks/ablation.json [--checkpoint CHECKPOINT]
 
 One row with all rewrites, one without each, one with none, and one for a CPU (`--for cpu`). For each: weights and
 activations of an FP16 engine for an RTX 3060 as its builder plans them (sizes from 48x64x64 up to 64x128x128), the

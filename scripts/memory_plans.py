@@ -1,6 +1,6 @@
 """Device memory that engines of every kind need, as their builder plans it.
 
-    python scripts/memory_plans.py        # rewrites docs/measurements/memory_plans.json
+    python scripts/memory_plans.py        # rewrites docs/benchmarks/memory_plans.json
 
 Full-size networks with weights by rule, for an RTX 3060: for each the sizes that its engine serves, weights and
 activations. INT8 is calibrated on phantoms; no weights by rule keep organs, so accuracy is not looked at here, and no
@@ -20,10 +20,11 @@ from typing import Any
 
 import click
 from _machine import machine
+from _pages import BENCHMARKS
 from _scans import write_scans
-from measure_deploy import FIGURES, command
+from measure_deploy import command
 
-PLANS = FIGURES.with_name("memory_plans.json")
+PLANS = BENCHMARKS / "memory_plans.json"
 CALIBRATION_PHANTOMS = 4
 
 

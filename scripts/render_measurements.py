@@ -5,25 +5,17 @@ python scripts/render_measurements.py
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
-from _reported import EAGER_MB
+from _pages import MEASUREMENTS, figures_in, table
 
 from lhanet_export.shapes import format_shape
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
-PAGE = FOLDER / "README.md"
+PAGE = MEASUREMENTS / "README.md"
 _FILES = (
     ("deploy.json", "`deploy` of the full-size lightweight network: time, memory, comparisons, the engine's planned "
      "memory; the README's result section", "python scripts/measure_deploy.py"),
-    ("memory_plans.json", "planned memory of engines of every kind", "python scripts/memory_plans.py"),
-    ("cpu_speed.json", "speed and memory on a CPU, against eager PyTorch", "python scripts/cpu_speed.py"),
-    ("ablation.json", "what each rewrite of the network brings",
-     "python scripts/ablation.py --json docs/measurements/ablation.json"),
     ("fp16-error.json", "FP16 against FP32 at full width for every preset, with and without the way into the attention "
      "in FP32", "python scripts/fp16_error.py --json docs/measurements/fp16-error.json"),
     ("demo-training.json", "the training of the reference network ([card](../demo.md))",
@@ -45,98 +37,18 @@ def page() -> str:
         "Each file holds figures with the date, the machine and the versions they belong to, and is written by one "
         "script. This page",
         "is made from them by `python scripts/render_measurements.py`. No file here is of a GPU: none was at hand.",
+        "Time and memory beside eager PyTorch, the memory of engines, and what each rewrite brings are in",
+        "[docs/benchmarks](../benchmarks/README.md).",
         "",
         *table(("file", "what", "script"), [(f"`{name}`", what, f"`{script}`") for name, what, script in _FILES]),
         "",
-        *memory_plans(_figures("memory_plans.json")),
+        *fp16_error(figures_in(MEASUREMENTS / "fp16-error.json")),
         "",
-        *cpu_speed(_figures("cpu_speed.json")),
+        *predict(figures_in(MEASUREMENTS / "predict.json")),
         "",
-        *ablation(_figures("ablation.json")),
-        "",
-        *fp16_error(_figures("fp16-error.json")),
-        "",
-        *predict(_figures("predict.json")),
-        *labels(_figures("labels.json")),
+        *labels(figures_in(MEASUREMENTS / "labels.json")),
         "",
     ])  # fmt: skip
-
-
-def memory_plans(figures: dict[str, Any]) -> list[str]:
-    """Planned memory by engine."""
-    rows = []
-    for row in figures["rows"]:
-        weights, activations = row["weights_bytes"] / 1e6, row["activation_bytes"] / 1e6
-        eager = EAGER_MB.get((row["preset"], row["max"], row["batch"]))
-        rows.append((
-            row["preset"], row["precision"].upper(), f"{row['min']} to {row['max']}", str(row["batch"]),
-            f"{weights:,.0f} MB", f"{activations:,.0f} MB", f"{weights + activations:,.0f} MB",
-            f"{eager:,} MB" if eager else "not known",
-        ))  # fmt: skip
-    return [
-        "## Memory of engines for an RTX 3060",
-        "",
-        f"Planned by TensorRT-RTX {figures['machine']['tensorrt-rtx']}, {figures['date']}; not run. The last column is "
-        "the peak that the authors",
-        "of the network report for eager FP32 on an RTX 3060 (2025-09-30).",
-        "",
-        *table(
-            ("preset", "precision", "volumes", "batch", "weights", "activations", "together", "eager PyTorch FP32"),
-            rows,
-        ),
-    ]
-
-
-def cpu_speed(figures: dict[str, Any]) -> list[str]:
-    """Times and memory by runtime."""
-    rows = [
-        (
-            row["runtime"], f"{row['median_seconds']:.2f} s", f"{row['p10_seconds']:.2f} to {row['p90_seconds']:.2f} s",
-            f"{row['speedup']:.2f}x", f"{row['relative_l2']:.1e}", f"{row['label_agreement']:.3%}",
-            f"{row['opening_peak_bytes'] / 1e6:,.0f} MB", f"{row['inference_peak_bytes'] / 1e6:,.0f} MB",
-        )
-        for row in figures["rows"]
-    ]  # fmt: skip
-    names = ("runtime", "median", "p10 to p90", "speed-up", "relative L2", "labels equal", "peak, opening", "running")
-    return [
-        "## Speed on a CPU",
-        "",
-        f"One inference of the full-size {figures['checkpoint']['preset']} network, weights by rule, at "
-        f"{format_shape(figures['shape'])}, {figures['threads']} threads, {figures['rounds']} rounds in turn;",
-        f"outputs against eager PyTorch's, the worst of {figures['volumes']} volumes; graph of `--for cpu`. "
-        f"{_where(figures)}.",
-        "Mixed computes in BF16 where that changes few labels.",
-        "Peaks are of resident memory, of each runtime's own process: from its start to when it is ready, and from the "
-        "first inference on.",
-        "",
-        *table(names, rows),
-    ]
-
-
-def ablation(figures: dict[str, Any]) -> list[str]:
-    """What each rewrite brings."""
-    rows = [
-        (
-            row["variant"], f"{row['weights_bytes'] / 1e6:.0f} + {row['activation_bytes'] / 1e6:.0f} MB",
-            f"{(row['weights_bytes'] + row['activation_bytes']) / 1e6:,.0f} MB", f"{row['build_seconds']:.0f} s",
-            f"{row['multiply_adds'] / 1e9:,.0f} G", f"{row['cpu_seconds']:.2f} s", f"{row['relative_l2']:.1e}",
-            f"{row['relative_l2_fp16']:.1e}",
-        )
-        for row in figures["rows"]
-    ]  # fmt: skip
-    names = (
-        "rewrites", "weights + activations", "together", "build", "multiply-adds", "CPU", "error", "error, FP16",
-    )  # fmt: skip
-    return [
-        "## What each rewrite brings",
-        "",
-        f"{figures['checkpoint']}. Memory as planned for an RTX 3060 (48x64x64 to 64x128x128), multiply-adds at "
-        "64x128x128, OpenVINO FP32 at",
-        f"48x96x96 on all cores (eager PyTorch: {figures['eager_seconds']:.2f} s), relative L2 against the eager "
-        f"network there. {_where(figures)}.",
-        "",
-        *table(names, rows),
-    ]
 
 
 def predict(figures: dict[str, Any]) -> list[str]:
@@ -206,23 +118,6 @@ def fp16_error(figures: dict[str, Any]) -> list[str]:
         "",
         *table(("preset", "relative L2", "labels equal", "without: relative L2", "without: labels equal"), rows),
     ]
-
-
-def _where(figures: dict[str, Any]) -> str:
-    host = figures["machine"]
-    return (
-        f"{host['cpu']}, {host['cores']} cores, {host['memory_gib']} GiB, no GPU; torch {host['torch']}, ONNX Runtime "
-        f"{host['onnxruntime-gpu']}, OpenVINO {host['openvino']}; {figures['date']}"
-    )
-
-
-def _figures(name: str) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads((FOLDER / name).read_text(encoding="utf-8"))
-    return figures
-
-
-def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
 
 
 @click.command()

@@ -1,24 +1,20 @@
-"""Writes docs/demo.md and docs/precision.md from the figures in docs/measurements, and from nothing else.
+"""Writes docs/demo.md and docs/precision.md from the figures in other folders of docs, and from nothing else.
 
 python scripts/render_precision.py
 """
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import click
-from render_measurements import table
+from _pages import BENCHMARKS, DOCS, MEASUREMENTS, figures_in, table
 
 from lhanet_export.conventions import AMOS_LABELS
 from lhanet_export.export.work import title_of
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-FIGURES = DOCS / "measurements"
 #: What the reference network should reach: the final head as a share of its ceiling, and the finest head's Dice.
 FINAL_GOAL, FINE_GOAL = 0.9, 0.75
 HEADS = {"ceiling of the final head": "ceiling", "final": "final head", "deep0": "finest deep-supervision head"}
@@ -28,7 +24,7 @@ INT8_WEIGHTS_GOAL, INT8_MEMORY_GOAL = 330e6, 0.75
 
 def demo_page() -> str:
     """The card of the reference network."""
-    figures, training = _figures("demo.json"), _figures("demo-training.json")
+    figures, training = figures_in(MEASUREMENTS / "demo.json"), figures_in(MEASUREMENTS / "demo-training.json")
     settings, heads, dice = training["training"], training["head_losses"], figures["dice"]
     patch = "x".join(map(str, settings["patch"]))
     rows = [
@@ -103,7 +99,7 @@ def demo_page() -> str:
 
 def precision_page() -> str:
     """What FP16 and INT8 cost, organ by organ."""
-    figures = _figures("precision.json")
+    figures = figures_in(MEASUREMENTS / "precision.json")
     calibration = figures["calibration"]
     scores = {
         precision: {one["index"]: one for one in figures[precision]["organs"]} for precision in ("fp32", "fp16", "int8")
@@ -166,7 +162,7 @@ def precision_page() -> str:
         *table(("activations", "weights", "biases corrected", "relative L2", "labels equal", "Dice to FP32"), ways),
         "",
         *layer_section(calibration),
-        *full_width_section(_figures("memory_plans.json")),
+        *full_width_section(figures_in(BENCHMARKS / "memory_plans.json")),
     ])  # fmt: skip
 
 
@@ -256,11 +252,6 @@ def _verdict(reached: float, goal: float) -> str:
 
 def _paragraph(*lines: str) -> str:
     return textwrap.fill(" ".join(lines), 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _figures(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((FIGURES / name).read_text(encoding="utf-8"))
-    return found
 
 
 @click.command(help=__doc__)
