@@ -17,6 +17,11 @@ def tolerance_of(precision: str) -> Tolerance:
     return TOLERANCES.get(precision, TOLERANCES[_HALF])
 
 
+def said_of(row: Mapping[str, Any]) -> str:
+    """The answer of `agrees` as a word of a table."""
+    return {True: "yes", False: "no", None: "not compared"}[agrees(row)]
+
+
 def agrees(row: Mapping[str, Any]) -> bool | None:
     """Whether a row's error and its share of equal labels, as JSON values, are both within its format's tolerance.
 

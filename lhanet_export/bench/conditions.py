@@ -92,8 +92,7 @@ class CpuConditions:
 def gpu_conditions(library: Any = None, driver: Any = None) -> GpuConditions | None:
     """What the driver says of the GPU that CUDA programs see first here; None without NVML or without a GPU.
 
-    Takes milliseconds, so it is nothing to ask while something is timed. `library` stands in for NVML, `driver` for
-    CUDA's.
+    Takes a while, so it is nothing to ask while something is timed. `library` stands in for NVML, `driver` for CUDA's.
     """
     if library is None:
         try:
@@ -127,7 +126,9 @@ def cpu_has_bf16(root: Path = _ROOT) -> bool:
     facts = _first_core(root)
     # On ARM the line has another name.
     return bool(
-        {"avx512_bf16", "amx_bf16", "bf16"}.intersection(f"{facts.get('flags')} {facts.get('Features')}".split())
+        {"avx512_bf16", "amx_bf16", "bf16"}.intersection(
+            f"{facts.get('flags', '')} {facts.get('Features', '')}".split()
+        )
     )
 
 

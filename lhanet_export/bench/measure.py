@@ -57,7 +57,7 @@ class _Running:
     ready_seconds: float
     first_seconds: float
     opening_peak: worker.Memory
-    #: PyTorch's cuDNN, where it has one and the candidate is of PyTorch.
+    #: PyTorch's cuDNN, where the candidate has loaded PyTorch and there is a GPU.
     cudnn: int | None
     seconds: list[float] = field(default_factory=list)
     copies: list[float] = field(default_factory=list)
@@ -149,7 +149,7 @@ class _Group:
                         if copies is not None:
                             one.copies.append(copies)
                         if turn in (0, plan.rounds - 1):
-                            when = "after" if turn else "before"
+                            when = "last" if turn else "first"
                             one.conditions[when] = one.process.submit(worker.conditions).result()
                     except _FAILURES as error:
                         self._leave(one, error)
@@ -262,7 +262,7 @@ def device_of(kind: DeviceKind) -> Device:
 
 def _versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
-    yield "platform", platform.platform()
+    yield "platform", f"{platform.system()} {platform.machine()}"
     for name in _PACKAGES:
         try:
             yield name, version(name)

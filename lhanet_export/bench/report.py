@@ -161,7 +161,7 @@ def _bench_section(bench: Json, *, alone: bool) -> str:
     size = format_shape(bench["shape"])
     conditions = conditions_table(rows)
     if conditions:
-        conditions = f"<h3>The machine before and after the rounds of each row</h3>\n{conditions}\n"
+        conditions = f"<h3>The machine right after each row's first and last timed inference</h3>\n{conditions}\n"
     return (
         f"<section>\n<h2>{escape(size)} voxels</h2>\n{said}\n"
         f'<ol class="bars">\n{chr(10).join(items)}\n</ol>\n'
@@ -221,11 +221,13 @@ def _remarks(bench: Json) -> str:
     memory = " or ".join(_PEAK_KINDS.get(kind, kind) for kind in kinds)
     text = (
         f"Times are of {bench['rounds']} single inferences of each row, none left out; p10 and p90 are their 10th and "
-        f"90th percentiles. Peak memory is {memory}. Errors are against the first row, the worst of {bench['volumes']} "
-        f"volume{'' if bench['volumes'] == 1 else 's'}."
+        f"90th percentiles. Peak memory is {memory}, in any inference but the first. Errors are against the first row, "
+        f"the worst of {bench['volumes']} volume{'' if bench['volumes'] == 1 else 's'}."
     )
     if bench["device"]["kind"] == "cpu":
         text += " On a CPU there are no copies to a card."
+    else:
+        text += " Each timed inference follows one that is not, because others have been on the card in between."
     if any(row["precision"] == "tf32" for row in bench["rows"]):
         text += " PyTorch's own default is the TF32 row for convolutions; the FP32 rows are told to do without TF32."
     work = {key: number(value) for key, value in bench["work"].items()}
@@ -356,7 +358,9 @@ def _method(bench: Json) -> str:
 def _device(bench: Json) -> str:
     device = bench["device"]
     if device["kind"] == "cpu":
-        return f"{device['name']} ({device['cores']} core{'' if device['cores'] == 1 else 's'})"
+        name, cores = device["name"], f"{device['cores']} core{'' if device['cores'] == 1 else 's'}"
+        # A name may have its instructions in brackets.
+        return f"{name[:-1]}, {cores})" if name.endswith(")") else f"{name} ({cores})"
     return f"{device['name']} ({MEGABYTES.text(device['memory_bytes'])})"
 
 

@@ -39,10 +39,11 @@ class Row:
     network: Literal["as-trained", "ours"]
     seconds: tuple[float, ...]
     reference_seconds: float
-    #: From nothing to ready for the first inference, and the first inference itself.
+    #: From nothing to ready for the first inference, and that one. Engines, and what PyTorch compiles or captures, have
+    #: run before, while they were made ready.
     ready_seconds: float
     first_seconds: float
-    #: The most memory until after that, and that of any inference since; the first is None where it was not looked at.
+    #: The most memory until after that, and that of any inference since; None where nobody looked before.
     opening_peak_bytes: int | None = None
     peak_bytes: int
     #: What they are of: a process's resident memory, on a GPU the whole process by NVML, or torch's allocator alone.
@@ -50,12 +51,14 @@ class Row:
     #: The most that torch's allocator held on a GPU; None for what does not use it.
     allocator_bytes: int | None = None
     copy_seconds: float | None = None
+    #: Of its files besides the checkpoint; None without any.
     disk_bytes: int | None = None
     #: The worst of the volumes that outputs were compared on.
     relative_l2: float
     label_agreement: float
     flag: str | None = None
-    #: Clocks in MHz, degrees Celsius, load and the like `before` and `after` the rounds, where driver or system tell.
+    #: Clocks in MHz, degrees Celsius, load and the like right after the `first` and the `last` timed inference, where
+    #: driver or system tell.
     conditions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property

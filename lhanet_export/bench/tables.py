@@ -65,7 +65,7 @@ def numbers_table(rows: Sequence[Json], unit: Unit) -> str:
         "First call (s)": ("first_seconds", SECONDS.bare),
         "Peak until then (MB)": ("opening_peak_bytes", MEGABYTES.bare),
         f"Copies ({unit.name})": ("copy_seconds", unit.bare),
-        "On disk (MB)": ("disk_bytes", MEGABYTES.bare),
+        "On disk (MB)": ("disk_bytes", _besides_the_checkpoint),
     }
     for heading, (key, text) in perhaps.items():
         if any(row.get(key) is not None for row in rows):
@@ -73,6 +73,10 @@ def numbers_table(rows: Sequence[Json], unit: Unit) -> str:
     columns["Relative L2"] = column("relative_l2", scientific)
     columns["Labels equal"] = column("label_agreement", equal_labels)
     return table(rows, columns)
+
+
+def _besides_the_checkpoint(size: object) -> str:
+    return "checkpoint" if size is None else MEGABYTES.bare(size)
 
 
 #: What `conditions` calls a number, and how a reader does.
@@ -84,7 +88,7 @@ _CONDITIONS = {
 
 
 def conditions_table(rows: Sequence[Json]) -> str:
-    """Clocks, temperature, load and the like before and after the rounds of each row; nothing if nobody told."""
+    """Clocks, temperature, load and the like when each row's rounds begin and end; nothing if nobody told."""
     taken = [numbers for row in rows for numbers in row["conditions"].values()]
     names = dict.fromkeys(name for numbers in taken for name in numbers)
     if not names:

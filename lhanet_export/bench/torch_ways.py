@@ -24,7 +24,7 @@ from lhanet_export.model.network import LHANet
 Forward = Callable[[Tensor], Tensor]
 #: Makes what runs a network, which lies on the host, for volumes like one that is given, on that one's device; contexts
 #: that have to stay open go to the stack.
-Way = Callable[[LHANet, Tensor, ExitStack], Forward]
+MakeForward = Callable[[LHANet, Tensor, ExitStack], Forward]
 
 
 class TorchWay:
@@ -38,7 +38,7 @@ class TorchWay:
             )
         if candidate.public_resize:
             use_torchs_resize()
-        self._uncounted = candidate.kind == "graphed-fp16"
+        self._kind = candidate.kind
         self._device = torch.device(device)
         self._on_gpu = device == "cuda"
         if self._on_gpu:
@@ -77,12 +77,15 @@ class TorchWay:
             return coming + self._timed(lambda: target.copy_(logits, non_blocking=True))
 
     def allocator_bytes(self) -> int | None:
-        """The most that torch's allocator held on the GPU; None on a CPU, and where it does not count.
+        """The most that torch's allocator held on the GPU; None on a CPU.
 
-        It does not when CUDA graphs are replayed; ours was counted when it was captured.
+        It does not count what a CUDA graph takes when that is replayed. Ours was counted when it was captured; what it
+        keeps for one of `torch.compile` is more than the graph needs at once.
         """
-        if not self._on_gpu or self._uncounted:
+        if not self._on_gpu:
             return None
+        if self._kind == "graphed-fp16":
+            return torch.cuda.max_memory_reserved()
         captured = self._forward.peak_bytes if isinstance(self._forward, _Captured) else 0
         return max(captured, torch.cuda.max_memory_allocated())
 
@@ -115,15 +118,22 @@ def _as_it_is(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
     return network.to(image.device)
 
 
-def _autocast(dtype: torch.dtype) -> Way:
+def _autocast(dtype: torch.dtype) -> MakeForward:
     """Autocast over all inferences, as over the windows of a scan: weights are brought to `dtype` once."""
 
-    def way(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
+    def make(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
         # Not in inference mode: leaving that would leave this, too.
         stack.enter_context(torch.autocast(image.device.type, dtype))
-        return network.to(image.device)
+        network.to(image.device)
 
-    return way
+        def forward(x: Tensor) -> Tensor:
+            # In inference mode autocast would not keep what it has brought to `dtype`.
+            with torch.inference_mode(False), torch.no_grad():
+                return network(x)
+
+        return forward
+
+    return make
 
 
 def _channels_last(network: LHANet, image: Tensor, stack: ExitStack) -> Forward:
@@ -184,7 +194,7 @@ class _Captured:
         return self._logits
 
 
-_WAYS: dict[str, Way] = {
+_WAYS: dict[str, MakeForward] = {
     "eager": _as_it_is,
     "tf32": _as_it_is,
     "autocast-fp16": _autocast(torch.float16),

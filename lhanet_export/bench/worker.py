@@ -77,7 +77,7 @@ class Way(Protocol):
         """The time of the copies to a GPU and back; None on a CPU."""
 
     def allocator_bytes(self) -> int | None:
-        """The most that torch's allocator held on a GPU; None for what does not use it."""
+        """The most that torch's allocator held on a GPU; None on a CPU, and for what does not use it."""
 
     def count_memory_from_here(self) -> None:
         """What was needed until now does not count any more."""
@@ -108,7 +108,7 @@ def open_candidate(candidate: Candidate, task: Task) -> float:
 
 
 def opening_peak() -> Memory:
-    """The most memory until now; counting starts again after it.
+    """The most memory until now, as far as it was looked at; counting starts again after it.
 
     Asked after a first inference, which may try several algorithms and need memory for each: one that is asked for its
     thousandth scan does not. So a row's peak is that of any inference but the first.
@@ -194,7 +194,8 @@ def _look_at_memory() -> None:
 def _turn() -> Iterator[None]:
     """While a candidate is asked for something, nobody else changes the GPU's memory; what it holds then is noted.
 
-    An error of torch's about memory becomes ours, which the parent process knows without torch.
+    An error about memory becomes ours, which the parent process knows without torch. Of another one only the words go
+    there: some of PyTorch's compiler hold what no process can send.
     """
     _Opened.used_before = _used_bytes()
     try:
@@ -202,7 +203,7 @@ def _turn() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(str(error)):
             raise OutOfMemory(str(error).partition("\n")[0]) from error
-        raise
+        raise RuntimeError(str(error)) from error
     finally:
         _Opened.own_before += _used_bytes() - _Opened.used_before
 
@@ -289,7 +290,9 @@ def _torch(candidate: Candidate, task: Task, image: np.ndarray) -> Way:
     from lhanet_export.bench.torch_ways import TorchWay
 
     torch.set_num_threads(task.threads)
-    return TorchWay(candidate, task.checkpoint, image, task.device)
+    way = TorchWay(candidate, task.checkpoint, image, task.device)
+    _Opened.stack.callback(way.close)
+    return way
 
 
 def _onnx(candidate: Candidate, task: Task, image: np.ndarray) -> Way:

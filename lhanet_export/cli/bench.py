@@ -44,8 +44,8 @@ def bench(
 
     Every candidate has a process of its own and the same weights and volumes; they take turns, inference by
     inference, and none of those is left out. On a GPU times are of the network alone, and copies are given apart.
-    Memory is the peak of the process. Without an ONNX file among MODELs, the graph that this toolkit exports is
-    measured, too.
+    Memory is the peak of the process in any inference but its first. Without an ONNX file among MODELs, the graph
+    that this toolkit exports is measured, too.
     """
     from lhanet_export.bench.run import Order, benches_of, facts_of
 
@@ -65,16 +65,14 @@ def bench(
 
 
 def _say(found: Bench, facts: dict[str, Any], show: Show) -> None:
-    from lhanet_export.bench.agreement import agrees
-
-    said = {True: "yes", False: "no", None: "not compared"}
+    from lhanet_export.bench.agreement import said_of
 
     def cells(row: Row, told: dict[str, Any]) -> tuple[str, ...]:
         share = told["share_of_peak_memory"]
         return (
             row.name + (" (flagged)" if row.flag else ""), f"{row.median_seconds:.3g} s", f"{told['speedup']:.2f}x",
             format_bytes(row.peak_bytes), "" if share is None else f"{share:.0%}", f"{row.relative_l2:.1e}",
-            f"{row.label_agreement:.3%}", "reference" if row is found.rows[0] else said[agrees(told)],
+            f"{row.label_agreement:.3%}", "reference" if row is found.rows[0] else said_of(told),
         )  # fmt: skip
 
     where = f"{found.device.name}, {found.threads} threads" if found.device.kind == "cpu" else found.device.name
@@ -84,8 +82,8 @@ def _say(found: Bench, facts: dict[str, Any], show: Show) -> None:
         ("", "median", "gain", "memory", "share", "L2 error", "labels", "agrees"),
     )
     show.line(
-        "Gain and share are against the first row, memory is the peak; errors are the worst of all volumes, and agree "
-        "where they are within what verify asks of the number format."
+        "Gain and share are against the first row; memory is the peak of any inference but the first. Errors are the "
+        "worst of all volumes, and agree where they are within what verify asks of the number format."
     )
     for row in found.rows:
         if row.flag:

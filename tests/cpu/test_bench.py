@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from lhanet_export.bench import candidates as candidates_module
-from lhanet_export.bench import measure as measure_module
-from lhanet_export.bench import worker
 from lhanet_export.bench.candidates import REFERENCE, Candidate, DeviceKind, TorchKind, candidates_for, flag_of
 from lhanet_export.bench.conditions import cpu_has_bf16
-from lhanet_export.bench.measure import Plan, measure
-from lhanet_export.bench.result import Bench, Row
-from lhanet_export.bench.torch_ways import TorchWay
+from lhanet_export.bench.result import Row
 from lhanet_export.cli.main import run
 from lhanet_export.engine.gpu import Gpu, find_gpus
 from lhanet_export.errors import EnvironmentLacks
 from lhanet_export.export.artifact import read_onnx
-from lhanet_export.model.checkpoint import load_checkpoint
 from lhanet_export.precision.convert import fp16_from_fp32
 from lhanet_export.shapes import Shape
-from lhanet_export.verify.inputs import RuleCase
 from tests.cpu.embed import null_engine
 
 SHAPE, SIZE = "32x48x64", (32, 48, 64)
@@ -112,29 +101,9 @@ def test_how_to_repeat_it(facts: dict[str, Any]) -> None:
     for row in facts["rows"]:
         assert row["network"] == ("ours" if row["name"].startswith("ours") else "as-trained")
         assert row["reference_seconds"] == row_of(facts, REFERENCE)["median_seconds"]
-        assert {"before", "after"} == row["conditions"].keys()
+        assert {"first", "last"} == row["conditions"].keys()
     assert facts["work"]["multiply_adds"] < facts["work"]["multiply_adds_as_trained"]
     assert facts["checkpoint"]["preset"] == "lightweight"
-
-
-def plan_of(checkpoint: Path) -> Plan:
-    return Plan(
-        checkpoint=checkpoint, identity={}, shape=SIZE, device="cpu", threads=1, rounds=1, volumes=1,
-        command="", work={},
-    )  # fmt: skip
-
-
-def test_a_candidate_that_fails_is_named(narrow_checkpoint: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"no graph")
-    reference = Candidate(name=REFERENCE, precision="fp32", kind="eager")
-    other = Candidate(name="broken", precision="fp32", kind="plain-onnx", path=broken)
-    found = measure([reference, other], [], plan_of(narrow_checkpoint), tmp_path)
-    assert [row.name for row in found.rows] == [REFERENCE]
-    (skipped,) = found.skipped
-    assert skipped.name == "broken" and "it did not run: ONNX Runtime cannot load" in skipped.reason
-    with pytest.raises(EnvironmentLacks, match="the reference"):
-        measure([replace(other, name=REFERENCE)], [], plan_of(narrow_checkpoint), tmp_path)
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
@@ -170,37 +139,6 @@ def test_a_broken_baseline_is_flagged() -> None:
     for kind in sound:
         assert flag_of(Candidate(name="b", precision="fp16", kind=kind), "2.9.0", 91002) is None
     assert flag_of(Candidate(name="c", precision="fp16", kind="onnx", path=Path("x.onnx")), "2.9.0", 91002) is None
-
-
-def test_what_only_a_first_inference_needs_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Greedy:
-        million_numbers = 60
-
-        def seconds(self) -> float:
-            assert np.ones(self.million_numbers * 1_000_000).all()
-            self.million_numbers = 5
-            return 1.0
-
-        def allocator_bytes(self) -> int | None:
-            return None
-
-        def count_memory_from_here(self) -> None: ...
-
-        def rest(self) -> None: ...
-
-    monkeypatch.setattr(worker._Opened, "way", Greedy(), raising=False)
-    worker.timed_inference()
-    opening = worker.opening_peak()
-    worker.timed_inference()
-    assert opening.bytes - worker.running_peak().bytes > 300e6
-
-
-def test_memory_of_a_gpu_counts_before_the_hosts() -> None:
-    assert (worker.Memory(resident=3).kind, worker.Memory(resident=3).bytes) == ("resident", 3)
-    torchs = worker.Memory(resident=3, allocator=2)
-    assert (torchs.kind, torchs.bytes) == ("allocator", 2)
-    drivers = worker.Memory(resident=3, allocator=2, process=4)
-    assert (drivers.kind, drivers.bytes) == ("process", 4)
 
 
 def test_no_inference_is_left_out() -> None:
@@ -271,176 +209,3 @@ def test_a_model_is_not_overwritten_by_the_report(graphs: Sequence[Path], narrow
     before = graphs[0].read_bytes()
     assert run(["bench", str(graphs[0]), "--checkpoint", str(narrow_checkpoint), "--report", str(graphs[0])]) == 2
     assert graphs[0].read_bytes() == before
-
-
-@pytest.mark.parametrize("kind", ["eager", "tf32", "autocast-bf16", "channels-last-fp16", "ours"])
-def test_each_way_of_pytorch_computes_the_network(kind: TorchKind, narrow_checkpoint: Path) -> None:
-    """On a CPU, which takes its time for FP16; `torch.compile` takes a compiler and minutes there."""
-    first, other = (RuleCase(shape=(24, 24, 24), kind="bodies", seed=seed).image for seed in range(2))
-    reference = load_checkpoint(narrow_checkpoint).eval()
-    with torch.inference_mode():
-        expected = reference(torch.from_numpy(other)).numpy()
-    way = TorchWay(Candidate(name="", precision="", kind=kind), narrow_checkpoint, first, "cpu")
-    logits = way.infer(other)
-    assert logits.dtype == np.float32
-    error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
-    assert error == 0 if kind in ("eager", "tf32") else 1e-5 < error < 0.05
-    assert way.seconds() > 0 and way.copy_seconds() is None and way.allocator_bytes() is None
-    assert torch.is_autocast_enabled("cpu") == (kind == "autocast-bf16"), "held as over the windows of a scan"
-    way.close()
-    assert not torch.is_autocast_enabled("cpu")
-
-
-def test_without_a_cuda_build_the_reference_says_what_helps(narrow_checkpoint: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("PyTorch can use the GPU here")
-    with pytest.raises(EnvironmentLacks, match=r"install a CUDA build of it.*--device cpu"):
-        TorchWay(Candidate(name="", precision="", kind="eager"), narrow_checkpoint, np.zeros(1), "cuda")
-    if not find_gpus():
-        assert run(["bench", "--checkpoint", str(narrow_checkpoint), "--device", "cuda"]) == 3
-
-
-class _Child:
-    """A candidate's process that is none: what is asked of it by name, and what fails in it at which call."""
-
-    alive: ClassVar[list[_Child]] = []
-
-    def __init__(self, failing: dict[str, dict[str, int]]) -> None:
-        self._failing, self._name, self._calls = failing, "", Counter[str]()
-        self.alive.append(self)
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.shutdown()
-
-    def shutdown(self) -> None:
-        if self in self.alive:
-            self.alive.remove(self)
-
-    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
-        if function is worker.open_candidate:
-            self._name = arguments[0].name
-        self._calls[function.__name__] += 1
-        if self._calls[function.__name__] == self._failing.get(self._name, {}).get(function.__name__):
-            failed: Future[Any] = Future()
-            failed.set_exception(RuntimeError("the GPU fell off the bus\nfor ever"))
-            return failed
-        if function is worker.save_inference:
-            np.save(arguments[1], np.arange(16.0).reshape(1, 2, 2, 2, 2))
-        memory = worker.Memory(resident=1000 * len(self.alive))
-        answers = {
-            worker.opening_peak: memory, worker.running_peak: memory, worker.conditions: {}, worker.cudnn_version: None
-        }  # fmt: skip
-        done: Future[Any] = Future()
-        done.set_result(answers.get(function, 1.0))
-        return done
-
-
-def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, failing: dict[str, dict[str, int]]) -> Bench:
-    _Child.alive.clear()
-    monkeypatch.setattr(measure_module, "ProcessPoolExecutor", lambda *given: _Child(failing))
-    names = [Candidate(name=name, precision="fp32", kind="eager") for name in (REFERENCE, *"bc")]
-    plan = replace(plan_of(Path("none.pth")), shape=(2, 2, 2), rounds=3, volumes=2)
-    found = measure(names, [], plan, folder)
-    assert not _Child.alive
-    return found
-
-
-@pytest.mark.parametrize(
-    "failing", [{"open_candidate": 1}, {"timed_inference": 1}, {"timed_inference": 3}, {"save_inference": 2}]
-)
-def test_one_that_fails_at_any_time_leaves_and_the_others_go_on(
-    failing: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    found = measured(monkeypatch, tmp_path, {"b": failing})
-    assert [row.name for row in found.rows] == [REFERENCE, "c"]
-    (skipped,) = found.skipped
-    assert (skipped.name, skipped.reason) == ("b", "it did not run: the GPU fell off the bus")
-    if "open_candidate" in failing or failing == {"timed_inference": 1}:
-        # Gone before the next one was opened.
-        assert found.rows[1].opening_peak_bytes == 2000
-
-
-@pytest.mark.parametrize(
-    "failing", [{"open_candidate": 1}, {"timed_inference": 1}, {"timed_inference": 3}, {"save_inference": 2}]
-)
-def test_without_its_reference_a_benchmark_says_nothing(
-    failing: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with pytest.raises(EnvironmentLacks, match=f"the reference, {REFERENCE}, did not run: the GPU fell off the bus"):
-        measured(monkeypatch, tmp_path, {REFERENCE: failing})
-
-
-class _Driver:
-    """A GPU's memory in use by everybody, as far as the driver tells."""
-
-    def __init__(self) -> None:
-        self.used, self.process = 5_000, None
-
-    def __call__(self) -> Any:
-        return SimpleNamespace(used_bytes=self.used, process_bytes=self.process)
-
-
-def test_memory_of_a_process_that_the_driver_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container: it is what came and went in its own turns, whatever others have taken between them."""
-    driver = _Driver()
-
-    class Way:
-        def seconds(self) -> float:
-            driver.used += 700
-            return 1.0
-
-        def rest(self) -> None:
-            driver.used -= 600 + self.trial
-            self.trial = 0
-
-        trial = 40
-
-        def allocator_bytes(self) -> int | None:
-            return None
-
-        def count_memory_from_here(self) -> None:
-            driver.used -= 60
-
-    def opened(*given: Any) -> Any:
-        driver.used += 1_000
-        return Way()
-
-    monkeypatch.setattr(worker, "gpu_conditions", driver)
-    state = {"on_gpu": False, "own_before": 0, "used_before": 0, "process_peak": None, "way": None}
-    for name, value in state.items():
-        monkeypatch.setattr(worker._Opened, name, value, raising=False)
-    monkeypatch.setitem(worker._OPENERS, "eager", opened)
-    case = RuleCase(shape=(8, 8, 8), kind="bodies", seed=0)
-    task = worker.Task(checkpoint=Path("none"), case=case, device="cuda", threads=1)
-    worker.open_candidate(Candidate(name="", precision="fp32", kind="eager"), task)
-    worker.timed_inference()
-    assert worker.opening_peak().process == 1_700
-    # 1,000 + 700 - 640 - 60 of its own are left. Others come, three times as large as it is.
-    driver.used += 3_000
-    worker.timed_inference()
-    assert worker.running_peak().process == 1_000 + 700
-    driver.used -= 2_000
-    # A hundred more are held each time.
-    worker.timed_inference()
-    assert worker.running_peak().process == 1_100 + 700
-    # One that it does know is asked for.
-    driver.process = 123_456
-    worker.timed_inference()
-    assert worker.running_peak().process == 123_456
-
-
-def test_those_without_room_are_measured_later_beside_the_reference(
-    narrow_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(measure_module, "available_bytes", lambda device: 1)
-    candidates = [
-        Candidate(name=name, precision="fp32", kind="eager", public_resize=name == "c") for name in (REFERENCE, *"bc")
-    ]
-    found = measure(candidates, [], plan_of(narrow_checkpoint), tmp_path)
-    assert [row.name for row in found.rows] == [REFERENCE, "b", "c"]
-    first, beside, later = (row.reference_seconds for row in found.rows)
-    assert first == beside == found.rows[0].median_seconds != later
-    assert found.rows[1].relative_l2 == 0 and found.rows[2].relative_l2 > 1e-2

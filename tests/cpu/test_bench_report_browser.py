@@ -2,11 +2,9 @@
 
 import json
 import re
-import shutil
-import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import unescape
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,28 +12,24 @@ from PIL import Image
 
 from lhanet_export.bench.report import report_html
 from lhanet_export.bench.result import Bench, Device, Row, Skipped
-from lhanet_export.bench.style import LIGHT
+from lhanet_export.bench.style import DARK, LIGHT
+from tests.unit.test_readme import script
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Google Chrome")
-QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-    "--disable-background-networking", "--disable-sync", "--hide-scrollbars", "--force-device-scale-factor=1",
-    # The console goes to stderr.
-    "--enable-logging=stderr",
-)  # fmt: skip
+browser = script("_browser")
+pytestmark = pytest.mark.skipif(browser.BROWSER is None, reason="needs Chromium or Google Chrome")
 SECONDS = {"eager FP32": 4.0, "quick": 1.0, "quicker": 0.5, "middle": 2.0}
 WIDE, NARROW = 1200, 420
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the browser made of the page: its elements, its console, and pictures, wide and narrow."""
+    """What the browser made of the page: its elements, its console, and pictures, wide, narrow and dark."""
 
     elements: str
     console: list[str]
     wide: np.ndarray
     narrow: np.ndarray
+    dark: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +37,17 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     folder = tmp_path_factory.mktemp("report")
     page = folder / "report.html"
     page.write_text(_page(), encoding="utf-8")
-    done = [_browse(page, folder, "--dump-dom")]
-    for width in (WIDE, NARROW):
-        done.append(_browse(page, folder, f"--window-size={width},1400", f"--screenshot={folder / str(width)}.png"))
-    wide, narrow = (np.asarray(Image.open(folder / f"{width}.png").convert("RGB")) for width in (WIDE, NARROW))
+    # What a reader who prefers dark pages sees; the browser has no option to be one.
+    dark_page = folder / "dark.html"
+    dark_page.write_text(_page().replace("(prefers-color-scheme: dark)", "screen"), encoding="utf-8")
+    done = [browser.browse(page, "--dump-dom")]
+    pictures = {}
+    for name, of, width in (("wide", page, WIDE), ("narrow", page, NARROW), ("dark", dark_page, WIDE)):
+        target = folder / f"{name}.png"
+        done.append(browser.take_picture(of, target, width=width, height=1400))
+        pictures[name] = np.asarray(Image.open(target).convert("RGB"))
     console = [line for one in done for line in one.stderr.splitlines() if ":CONSOLE" in line]
-    return Seen(elements=done[0].stdout, console=console, wide=wide, narrow=narrow)
-
-
-def _browse(page: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [str(CHROMIUM), *QUIET, f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return Seen(elements=done[0].stdout, console=console, **pictures)
 
 
 def _page() -> str:
@@ -109,13 +103,20 @@ def test_nothing_stands_out_at_the_sides(seen: Seen) -> None:
         assert 0.02 < (picture != background).any(-1).mean() < 0.3
 
 
-def _bar_lengths(picture: np.ndarray) -> list[int]:
+def test_in_the_dark_it_is_the_same_page(seen: Seen) -> None:
+    assert (seen.dark[:, :4] == _colour("page", DARK)).all()
+    # The edges of a bar are mixed with the background.
+    assert _bar_lengths(seen.dark, DARK) == pytest.approx(_bar_lengths(seen.wide), abs=4)
+    assert not (seen.dark == _colour("page")).all(-1).any(), "nothing was left white"
+
+
+def _bar_lengths(picture: np.ndarray, colours: Mapping[str, str] = LIGHT) -> list[int]:
     """Lengths of the bars of time from top to bottom, in pixels."""
-    counts = (picture == _colour("time")).all(-1).sum(1)
+    counts = (picture == _colour("time", colours)).all(-1).sum(1)
     # A bar is 14 pixels high; what has its colour in fewer lines is the key.
     edges = np.flatnonzero(np.diff(np.concatenate([[0], counts > 20, [0]])))
     return [int(counts[start:end].max()) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _colour(name: str) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(LIGHT[name].removeprefix("#")), np.uint8)
+def _colour(name: str, colours: Mapping[str, str] = LIGHT) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(colours[name].removeprefix("#")), np.uint8)

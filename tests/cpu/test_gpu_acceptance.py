@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def program() -> Any:
 def row_of(name: str, *, speedup: float, network: str = "as-trained", **facts: Any) -> dict[str, Any]:
     return {
         "name": name, "network": network, "precision": "fp16", "speedup": speedup, "median_seconds": 1 / speedup,
-        "share_of_peak_memory": 0.4, "relative_l2": 1e-3, "label_agreement": 0.999,
+        "share_of_peak_memory": 0.4, "relative_l2": 1e-3, "label_agreement": 0.999, "flag": None,
     } | facts  # fmt: skip
 
 
@@ -63,7 +64,9 @@ def test_the_faster_of_two_compiled_rows_is_the_one_to_beat(program: Any) -> Non
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wrong", [{"relative_l2": 0.01}, {"relative_l2": None}, {"label_agreement": 0.98}])
+@pytest.mark.parametrize(
+    "wrong", [{"relative_l2": 0.01}, {"relative_l2": None}, {"label_agreement": 0.98}, {"flag": "slow"}]
+)
 def test_a_fast_row_that_is_wrong_reaches_nothing(program: Any, wrong: dict[str, Any]) -> None:
     assert reached(program, *BASELINES, row_of("ours", speedup=9.0, network="ours", **wrong)) == [False] * 4
     fp32 = row_of("ours", speedup=9.0, network="ours", precision="fp32")
@@ -128,6 +131,13 @@ def test_a_step_that_fails_is_written_down_and_tried_again(program: Any, tmp_pat
     assert json.loads((tmp_path / "step.json").read_text())["failed"] == "no room"
     assert program._kept(run, "step", lambda run: {"found": 1}, show)["found"] == 1
     assert program._kept(run, "step", fails, show)["found"] == 1
+
+
+def test_what_a_dry_run_left_is_no_part_of_another(program: Any, tmp_path: Path) -> None:
+    dry = program.Run(folder=tmp_path, device="cpu", width=8)
+    program._kept(dry, "step", lambda run: {}, program.Show())
+    with pytest.raises(RefusedInput, match="is of a dry run; name another --out"):
+        program._kept(replace(dry, width=None), "step", lambda run: {}, program.Show())
 
 
 def test_outputs_that_change_are_a_failure(program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,10 +241,13 @@ def test_an_engine_that_does_not_load_leaves_the_librarys_words(
     monkeypatch.setattr(program, "TensorRTRunner", refuses)
     monkeypatch.setattr(program, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(program, "engine_of", lambda run, preset, shape: null_engine(tmp_path))
-    h200 = Gpu(name="NVIDIA H200", compute_capability="9.0", memory_bytes=1 << 37)
-    monkeypatch.setattr(program, "find_gpus", lambda: [h200])
-    found = program.engine(program.Run(folder=tmp_path, device="cpu", width=8, shapes=("17x17x17",)))
-    assert found["said"] == "not an engine for this machine" and not found["ran"] and "failed" not in found
+    for capability, failed in (("9.0", False), ("8.6", True)):
+        card = Gpu(name="", compute_capability=capability, memory_bytes=1 << 37)
+        monkeypatch.setattr(program, "find_gpus", lambda card=card: [card])
+        found = program.engine(program.Run(folder=tmp_path, device="cpu", width=8, shapes=("17x17x17",)))
+        assert found["said"] == "not an engine for this machine" and not found["ran"]
+        # On a card that it was built for, that is no finding but a failure.
+        assert ("failed" in found) == failed
 
 
 def test_without_a_gpu_it_says_what_it_needs(program: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from lhanet_export.cli.main import run
@@ -29,6 +30,7 @@ class FakeOnnxRuntime:
     def __init__(self, *, built: bool = True, loads: bool = True, fault: str = "") -> None:
         self._built, self._loads, self._fault = built, loads, fault
         self.calls: list[Any] = []
+        self.given_back: list[bool] = []
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=self._value)
 
     def get_available_providers(self) -> list[str]:
@@ -53,7 +55,14 @@ class FakeOnnxRuntime:
         value.update_inplace = lambda other: np.copyto(value.array, other)
         return value
 
-    def _run(self, binding: Any) -> None:
+    class RunOptions(dict[str, str]):
+        """What a run is asked for, by name."""
+
+        add_run_config_entry = dict.__setitem__
+
+    def _run(self, binding: Any, options: dict[str, str]) -> None:
+        self.given_back.append(options == {"memory.enable_memory_arena_shrinkage": "gpu:0"})
+        assert self.given_back[-1] or not options
         if self._fault:
             raise RuntimeError(self._fault)
         binding.result, binding.finished = 2 * binding.image.array, False
@@ -91,6 +100,10 @@ def image_of(side: int = 48) -> np.ndarray:
     return np.random.default_rng(side).normal(size=(1, 1, side, 64, 64)).astype(np.float32)
 
 
+def test_the_library_knows_what_a_run_is_asked_for() -> None:
+    onnxruntime.RunOptions().add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+
+
 def test_input_and_output_stay_on_the_gpu(graph: Path) -> None:
     module = FakeOnnxRuntime()
     with OnnxRuntimeCudaRunner(read_onnx(graph), module=module, gpus=RTX_3060) as runner:
@@ -107,6 +120,8 @@ def test_input_and_output_stay_on_the_gpu(graph: Path) -> None:
             runner.infer(np.zeros((1, 1, 8, 8, 8), np.float32))
     # FP32 is not computed in TF32, and memory is asked for once for a size.
     assert module.calls == ["preload", [(CUDA, OPTIONS)], *["allocate float32 cuda 0"] * 3]
+    # What trying algorithms takes is given back after the first run of a size.
+    assert module.given_back == [True, False, True, True]
     with pytest.raises(ValueError, match="closed"):
         runner.infer(image_of())
 

@@ -126,6 +126,11 @@ def test_one_sentence_on_top_says_what_came_out() -> None:
     )
 
 
+def test_a_processor_with_its_instructions_is_named_in_one_pair_of_brackets() -> None:
+    cpu = Device(kind="cpu", name="AMD EPYC (AVX2)", cores=1, memory_bytes=1)
+    assert lead_of(report_html([bench(eager(), device=cpu)], title="")).startswith("On AMD EPYC (AVX2, 1 core), no row")
+
+
 def test_the_sentence_is_about_the_largest_volume_and_names_the_gpu() -> None:
     gpu = Device(kind="cuda", name="RTX 3060", cores=28, memory_bytes=12_600_000_000)
     benches = [bench(eager(), row("quick", 1), shape=shape, device=gpu) for shape in ((64, 64, 64), (32, 32, 32))]
@@ -198,7 +203,7 @@ def test_conditions_have_a_table_of_their_own() -> None:
     text = text_of(report_html([bench(eager(), row("hot", 1.0, conditions=hot))], title=""))
     assert "Name Clock (MHz) Memory in use (MB)" in text
     assert f"{EAGER} not measured not measured hot 1,980 → 1,755 2,000 → 3,000" in text
-    assert "before and after the rounds" not in text_of(report_html([bench(eager())], title=""))
+    assert "right after each row" not in text_of(report_html([bench(eager())], title=""))
 
 
 def test_what_pytorch_does_by_default_is_said() -> None:
@@ -243,7 +248,8 @@ def test_what_was_not_measured_says_so() -> None:
     )  # fmt: skip
     empty["rows"][1] |= values | {"p90_seconds": float("nan")}
     page = report_html([empty], title="")
-    assert page.count("<td>not measured</td>") == len(values) + len(["disk", "copies", "copies of eager"])
+    assert page.count("<td>not measured</td>") == len(values) + len(["copies", "copies of eager"])
+    assert page.count("<td>checkpoint</td>") == 1, "PyTorch needs no other file"
     assert len(widths(page, "time")) == len(widths(page, "memory")) == 1
     assert "nan" not in text_of(page).lower() and "None" not in text_of(page)
     assert "no row is faster than eager FP32" in lead_of(page)

@@ -108,6 +108,8 @@ def test_the_page_of_benchmarks_is_that_of_its_figures() -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
     for link in re.findall(r"\]\(([^)#]+)", module.page()):
         assert (module.PAGE.parent / link).exists(), link
+    for path, report in module.reports().items():
+        assert path.read_text(encoding="utf-8") == report, path
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`python (scripts/\S+\.py)", "".join(PAGES)))))
