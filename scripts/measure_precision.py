@@ -4,7 +4,7 @@
 
 Writes docs/measurements/precision.json, and the pictures of docs/precision.md into docs/figures/. Graphs run on the
 CPU, FP16 and INT8 ones with every tensor rounded as their engine would. The phantoms are of patients that neither
-training nor calibration has seen. `scripts/render_measurements.py` then writes docs/precision.md.
+training nor calibration has seen. `scripts/render_precision.py` then writes docs/precision.md.
 """
 
 from __future__ import annotations

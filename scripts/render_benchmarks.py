@@ -1,6 +1,7 @@
 """Writes docs/benchmarks/README.md and the HTML reports beside it from the figures there, and from nothing else.
 
 python scripts/render_benchmarks.py
+python scripts/render_benchmarks.py --picture   # also the README's picture of one, which takes Chromium or Chrome
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from typing import Any
 
 import click
 import reproduce_report
-from _pages import BENCHMARKS, figures_in, table
+from _browser import BROWSER, take_picture
+from _pages import BENCHMARKS, DOCS, figures_in, table
 from _reported import EAGER_MB
 
-from lhanet_export.bench.agreement import agrees
+from lhanet_export.bench.agreement import said_of
 from lhanet_export.bench.report import report_html
 from lhanet_export.bench.units import equal_labels
 from lhanet_export.shapes import format_shape
 
 PAGE = BENCHMARKS / "README.md"
+PICTURE = DOCS / "figures" / "benchmark.png"
 #: Presets that were measured on a CPU, and the figures of each: the JSON of `bench`.
 CPU: Mapping[str, Path] = {preset: BENCHMARKS / f"cpu-{preset}.json" for preset in ("lightweight", "standard")}
 
@@ -68,10 +71,12 @@ def cpu(preset: str) -> list[str]:
         f"{first['threads']} threads.",
         f"Full width, weights by rule. Rows take turns, {first['rounds']} inferences each, none left out; gain and "
         "share are against the first row. Memory is the peak of",
-        "a process that is resident, libraries included. Errors are against the first row, the worst of "
-        f"{first['volumes']} volumes; a row agrees where they are",
-        "within what `verify` asks of its number format. Mixed computes in BF16 where that changes few labels. The "
-        f"same as a picture: [cpu-{preset}.html](cpu-{preset}.html).",
+        "a process that is resident in any inference but the first, libraries included. Errors are against the first "
+        f"row, the worst of {first['volumes']} volumes; a row",
+        "agrees where they are within what `verify` asks of its number format. The same with pictures: "
+        f"[cpu-{preset}.html](cpu-{preset}.html).",
+        "",
+        *(f"- Not measured: {one['name']}; {one['reason']}." for one in first["not_measured"]),
         "",
     ]
     for bench in figures["benches"]:
@@ -105,14 +110,13 @@ _CPU_NAMES = (
 
 
 def _cpu_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    said = {True: "yes", False: "**no**", None: "not compared"}
     return [
         (
             row["name"], f"{row['median_seconds']:.2f} s", f"{row['p10_seconds']:.2f} to {row['p90_seconds']:.2f} s",
             f"{row['speedup']:.2f}x", f"{row['voxels_per_second']:,.0f}", f"{row['peak_bytes'] / 1e6:,.0f} MB",
             f"{row['share_of_peak_memory']:.0%}", f"{row['first_seconds']:.2f} s",
             f"{row['disk_bytes'] / 1e6:,.0f} MB" if row["disk_bytes"] else "checkpoint", f"{row['relative_l2']:.1e}",
-            equal_labels(row["label_agreement"]), "reference" if row is rows[0] else said[agrees(row)],
+            equal_labels(row["label_agreement"]), "reference" if row is rows[0] else said_of(row),
         )
         for row in rows
     ]  # fmt: skip
@@ -174,10 +178,15 @@ def ablation(figures: dict[str, Any]) -> list[str]:
 
 
 @click.command()
-def main() -> None:
+@click.option("--picture", is_flag=True, help="Also take the README's picture of a report, in Chromium or Chrome.")
+def main(picture: bool) -> None:
     """Write the page and the reports."""
     for path, text in {PAGE: page(), **reports()}.items():
         path.write_text(text, encoding="utf-8")
+    if picture:
+        if BROWSER is None:
+            raise click.ClickException("no Chromium or Google Chrome is installed, and a picture takes one")
+        take_picture(CPU["lightweight"].with_suffix(".html"), PICTURE, width=1200, height=880)
 
 
 if __name__ == "__main__":
