@@ -76,12 +76,9 @@ def test_commands_of_the_readme(line: str, readers_folder: Path, monkeypatch: py
         lambda _, shape: Planned(weights_bytes=600 * 10**6, activation_bytes=215 * math.prod(shape)),
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(readers_folder / "cache"))
-    # One `deploy` builds, and of INT8 one `trt`; what the others add comes before the builder, which takes half a
-    # minute each time.
+    # One `deploy` builds; what the others add to it comes before the builder, which takes half a minute each time.
     if line.startswith("lhanet-export deploy") and ("--gpu" in line or "demo" in line):
         monkeypatch.setattr("lhanet_export.deploy.engine_from_onnx", _built_by_nobody)
-    if line.startswith("lhanet-export trt model.fp16.onnx"):
-        monkeypatch.setattr("lhanet_export.engine.build.engine_from_onnx", _built_by_nobody)
     # `bench` alone, and of all candidates; what the others are is tested in tests/cpu/test_bench.py.
     monkeypatch.setattr("lhanet_export.bench.run.plain_export", lambda *_: Path("plain.onnx"))
     monkeypatch.setattr("lhanet_export.bench.run.candidates_for", _reference_and_ours)
