@@ -43,11 +43,19 @@ def configured(sanitized: bool = False) -> Path:
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
         # Several processes run tests; one builds.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "CMakeCache.txt").exists():
+        if not _is_configured(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             # -O1: without any optimization sanitized code is several times slower, with all of it compiling is.
             kind = ["-DLHANET_SANITIZE=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"] if sanitized else []
             run(["cmake", "-S", SOURCE, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *kind])
     return folder
+
+
+def _is_configured(folder: Path) -> bool:
+    """Whether a build is of this checkout, in this place: the test of docs/embedding.md calls both by other names."""
+    cache = folder / "CMakeCache.txt"
+    lines = cache.read_text(encoding="utf-8").splitlines() if cache.exists() else []
+    return {f"CMAKE_CACHEFILE_DIR:INTERNAL={folder}", f"CMAKE_HOME_DIRECTORY:INTERNAL={SOURCE}"}.issubset(lines)
 
 
 @functools.cache
