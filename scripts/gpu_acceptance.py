@@ -77,7 +77,7 @@ class Run:
     """Where results go, and how much is done; `width` None is the presets' own."""
 
     folder: Path
-    device: str
+    device: DeviceKind
     width: int | None = None
     shapes: tuple[str, ...] = ("64x128x128", "96x192x192")
     #: The volumes of the steps that look at one network more closely.
@@ -312,8 +312,7 @@ def run_engine(path: Path, gpus: tuple[Gpu, ...], case: RuleCase, rounds: int) -
 def _eager_logits(run: Run, case: RuleCase) -> np.ndarray:
     """What the eager network says of a volume, on the device that everything runs on."""
     candidate = Candidate(name="", precision="fp32", kind="eager")
-    device: DeviceKind = "cuda" if run.device == "cuda" else "cpu"
-    return TorchWay(candidate, Path(run.checkpoint("lightweight")), case.image, device).infer(case.image)
+    return TorchWay(candidate, Path(run.checkpoint("lightweight")), case.image, run.device).infer(case.image)
 
 
 def overflow(run: Run) -> dict[str, Any]:
@@ -346,7 +345,7 @@ def endurance(run: Run) -> dict[str, Any]:
     image = RuleCase(shape=run.probe, kind="bodies", seed=0).image
     candidate = Candidate(name="", precision="fp16", kind="ours")
     checkpoint = Path(run.checkpoint("lightweight"))
-    way = TorchWay(candidate, checkpoint, image, "cuda" if run.device == "cuda" else "cpu")
+    way = TorchWay(candidate, checkpoint, image, run.device)
     outputs, memory, seconds = set(), [], []
     for turn in range(run.inferences):
         seconds.append(way.seconds())

@@ -13,7 +13,6 @@ a process, which is another quantity and needs Linux. On two cores it takes thre
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +25,7 @@ from typing import Any
 import click
 import torch
 from _machine import machine
-from _pages import BENCHMARKS
+from _pages import BENCHMARKS, figures_in
 from _pages import table as markdown_table
 from _reported import EAGER_MB, PARAMETERS, WEIGHTS_MB
 from _ten_tests import CLASSES, make_networks, mismatches, outcome, ten_tests
@@ -94,7 +93,7 @@ def measure(
     memory = [memory_row(preset, width, shape, batch, progress) for preset in PARAMETERS for shape, batch in volumes]
     engine = None
     if width is None:
-        plans = json.loads(PLANS.read_text(encoding="utf-8"))
+        plans = figures_in(PLANS)
         engine = {"date": plans["date"], "tensorrt_rtx": plans["machine"]["tensorrt-rtx"]}
         memory = [row | beside(row, plans) for row in memory]
     with progress.step("make both networks"):
